@@ -1,0 +1,239 @@
+"""How a client reaches a server: deadlines, retries, credentials and typed errors come with the channel.
+
+Calls with one answer get a deadline of 30 s unless they name their own. Reads, and writes that carry a request id, are
+retried by gRPC itself when a server is UNAVAILABLE; nothing else is. Errors of Noronha are raised as their own classes.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+
+from noronha.rpc.errors import from_rpc
+
+DEADLINE = 30.0
+"""Seconds that a call with one answer may take unless it says otherwise."""
+
+RETRIED: dict[str, tuple[str, ...]] = {
+    "Mesh": ("GetInfo",),
+    "Metadata": (
+        "GetProject", "ListProjects", "CreateProject", "UpdateProject",
+        "GetModel", "ListModels", "CreateModel", "UpdateModel",
+        "GetModelVersion", "ListModelVersions", "CreateModelVersion", "PublishModelVersion",
+        "GetDataset", "ListDatasets", "CreateDataset", "PublishDataset",
+        "GetAlias", "ListAliases", "CreateAlias", "MoveAlias",
+        "GetBuild", "ListBuilds", "GetTraining", "ListTrainings",
+        "GetDeployment", "ListDeployments", "GetDeploymentRevision", "ListDeploymentRevisions",
+        "ListReplicas", "GetTraffic", "GetNotebook", "ListNotebooks",
+        "GetChest", "ListChests", "CreateChest", "UpdateChest", "GetIsland", "ListIslands",
+        "SearchResources", "GetLineage",
+    ),
+    "Builder": ("CreateBuild",),
+    "Runner": (
+        "CreateTraining", "CreateDeployment", "UpdateDeployment", "RollbackDeployment", "CreateNotebook", "SetIsland",
+    ),
+    "Store": ("OpenUpload", "GetUpload", "StatBlobs"),
+    "Router": ("UpdateTraffic", "GetProxy"),
+    "Tasks": ("GetAssignment", "Heartbeat", "ReportProgress", "AppendOutput", "ReportPublished", "ReportOutcome"),
+}  # fmt: skip
+"""Methods whose repeat is harmless, by service: gRPC retries them when the server is UNAVAILABLE."""
+
+SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [
+                    {"service": f"noronha.v1.{service}", "method": method}
+                    for service, methods in RETRIED.items()
+                    for method in methods
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", SERVICE_CONFIG),
+    ("grpc.enable_retries", 1),
+    # A mesh is on this machine or behind an address that its owner wrote down; a proxy from the environment is neither.
+    ("grpc.enable_http_proxy", 0),
+    # A server that comes back is to be found within a second, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+Headers = Callable[[], "list[tuple[str, str]]"]
+
+
+def _no_headers() -> list[tuple[str, str]]:
+    return []
+
+
+class _Details(
+    NamedTuple(
+        "_Details",
+        [
+            ("method", Any), ("timeout", Any), ("metadata", Any), ("credentials", Any), ("wait_for_ready", Any),
+            ("compression", Any),
+        ],
+    ),
+    grpc.ClientCallDetails,
+):  # fmt: skip
+    """Call details with our additions."""
+
+
+class _Manners(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds credentials and deadlines to synchronous calls and raises typed errors."""
+
+    def __init__(self, headers: Headers, deadline: float) -> None:
+        self._headers = headers
+        self._deadline = deadline
+
+    def _details(self, details: Any, answers_once: bool) -> _Details:
+        timeout = details.timeout
+        if timeout is None and answers_once:
+            timeout = self._deadline
+        return _Details(
+            details.method, timeout, [*(details.metadata or ()), *self._headers()], details.credentials,
+            details.wait_for_ready, getattr(details, "compression", None),
+        )  # fmt: skip
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return _settled(continuation(self._details(details, True), request))
+
+    def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return _settled(continuation(self._details(details, False), requests))
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return Answers(continuation(self._details(details, False), request))
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return Answers(continuation(self._details(details, False), requests))
+
+
+def _settled(call: Any) -> Any:
+    try:
+        error = call.exception()
+    except grpc.FutureCancelledError:
+        return call
+    if error is not None:
+        raise from_rpc(error) from None
+    return call
+
+
+class Answers:
+    """The answers of a streaming call: an iterator that raises typed errors and can be cancelled."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._call)
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+
+    def cancel(self) -> None:
+        """Gives the call up."""
+        self._call.cancel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+def bearer(token: str | None) -> Headers:
+    """Returns the headers that carry a token; none without one."""
+    if not token:
+        return _no_headers
+    headers = [("authorization", f"Bearer {token}")]
+    return lambda: headers
+
+
+def dial(target: str, *, token: str | None = None, deadline: float = DEADLINE) -> grpc.Channel:
+    """Returns a synchronous channel to ``target`` (``unix:/path`` or ``host:port``); nothing is connected yet.
+
+    Calls raise the classes of ``noronha.rpc.errors``. ``deadline`` is in seconds.
+    """
+    channel = grpc.insecure_channel(target, options=OPTIONS)
+    return grpc.intercept_channel(channel, _Manners(bearer(token), deadline))
+
+
+class _Async:
+    """Adds credentials and deadlines to asynchronous calls and raises typed errors."""
+
+    def __init__(self, headers: Headers, deadline: float) -> None:
+        self._headers = headers
+        self._deadline = deadline
+
+    def _details(self, details: Any, answers_once: bool) -> Any:
+        timeout = details.timeout
+        if timeout is None and answers_once:
+            timeout = self._deadline
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), *self._headers())
+        return grpc.aio.ClientCallDetails(
+            details.method, timeout, metadata, details.credentials, details.wait_for_ready
+        )
+
+
+class _AsyncUnary(_Async, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        try:
+            call = await continuation(self._details(details, True), request)
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+
+
+class _AsyncAnswers(_Async, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return _typed(await continuation(self._details(details, False), request))
+
+
+class _AsyncBoth(_Async, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return _typed(await continuation(self._details(details, False), requests))
+
+
+async def _typed(call: Any) -> AsyncIterator[Any]:
+    try:
+        async for answer in call:
+            yield answer
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc(error) from None
+    finally:
+        call.cancel()
+
+
+def dial_async(target: str, *, headers: Headers = _no_headers, deadline: float = DEADLINE) -> grpc.aio.Channel:
+    """Returns an asynchronous channel to ``target``; ``headers`` is asked before each call.
+
+    Calls raise the classes of ``noronha.rpc.errors``. ``deadline`` is in seconds.
+    """
+    kinds = (_AsyncUnary, _AsyncAnswers, _AsyncBoth)
+    return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=[kind(headers, deadline) for kind in kinds])
+
+
+def new_request_id() -> str:
+    """Returns a fresh request id: a random UUID, 36 characters."""
+    return str(uuid.uuid4())

@@ -1,0 +1,29 @@
+"""Why a task did not succeed: the closed set of reasons, and the exception that carries one.
+
+The reason goes into the record of the training or the replica, so that people and programs can tell a notebook
+that raised from a kernel that was killed.
+"""
+from __future__ import annotations
+
+REASONS = {
+    "NOTEBOOK_NOT_FOUND": "the project has no such file",
+    "NOTEBOOK_INVALID": "the file is not a notebook that can be read",
+    "PARAMETERS_INVALID": "the parameters cannot be given to the notebook",
+    "KERNEL_NOT_STARTED": "the project's environment could not start a kernel",
+    "CELL_RAISED": "a cell of the notebook raised an exception",
+    "KERNEL_DIED": "the kernel ended before the notebook did",
+    "CANCELLED": "somebody cancelled it",
+    "ASSET_UNAVAILABLE": "a dataset or a model version could not be fetched",
+    "TASK_ERROR": "the task itself failed; its log says how",
+}
+"""Every reason and what it means."""
+
+
+class NotebookFailure(Exception):
+    """Ends the execution of a notebook with a reason out of `REASONS` and a message of one line."""
+
+    def __init__(self, reason: str, message: str):
+        assert reason in REASONS, reason
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

@@ -66,7 +66,7 @@ class MeshInfo(google.protobuf.message.Message):
     """Folder of the mesh's state on the server's machine; empty for callers other than its owner."""
     @property
     def services(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ServiceInfo]:
-        """Services mounted on this server."""
+        """Services mounted on this server, and those it was told of."""
 
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -102,6 +102,7 @@ class ServiceInfo(google.protobuf.message.Message):
     BACKEND_FIELD_NUMBER: builtins.int
     SERVING_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name, such as `metadata`."""
     backend: builtins.str
@@ -110,6 +111,8 @@ class ServiceInfo(google.protobuf.message.Message):
     """Whether it serves."""
     problem: builtins.str
     """Why it does not: one line that says what to do."""
+    address: builtins.str
+    """Where the service is when this server does not carry it itself: `host:port` or `unix:/path`; empty when it does."""
     def __init__(
         self,
         *,
@@ -117,8 +120,9 @@ class ServiceInfo(google.protobuf.message.Message):
         backend: builtins.str = ...,
         serving: builtins.bool = ...,
         problem: builtins.str = ...,
+        address: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["backend", b"backend", "name", b"name", "problem", b"problem", "serving", b"serving"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "backend", b"backend", "name", b"name", "problem", b"problem", "serving", b"serving"]) -> None: ...
 
 global___ServiceInfo = ServiceInfo
 

@@ -17,7 +17,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def check_digest(value: str, field: str = "digest") -> str:
-    """Returns the digest. Raises InvalidArgument ``BAD_DIGEST`` unless it is ``sha256:`` and 64 lower-case hex digits."""
+    """Returns the digest. Raises InvalidArgument ``BAD_DIGEST`` unless it is ``sha256:`` and 64 hex digits."""
     if not _DIGEST.fullmatch(value):
         raise InvalidArgument(
             f"{field} {value[:80]!r} is not 'sha256:' and 64 lower-case hexadecimal digits",
@@ -46,7 +46,7 @@ def check_chunk(data: bytes, crc32: int, digest: str) -> bytes:
 
 
 def check_path(path: str, field: str = "path") -> str:
-    """Returns the relative file path. Raises InvalidArgument ``BAD_PATH`` when it could leave its folder or hide in it."""
+    """Returns the relative file path. Raises InvalidArgument ``BAD_PATH`` when it could leave its folder."""
     why = ""
     try:
         encoded = path.encode("utf-8")

@@ -42,7 +42,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 class NoronhaError(Exception):
     """An error with one meaning, one reason for machines and one line for people.
 
-    ``message`` says what is wrong and what to do. ``reason`` is upper-case words joined by ``_``, at most 63 characters.
+    ``message`` says what is wrong and what to do. ``reason`` is upper-case words joined by ``_``, at most 63 long.
     Keyword arguments become ``metadata``, each variable part of the message as text. ``violations`` lists every
     (field path, what is wrong) of an invalid request.
     """

@@ -1,7 +1,7 @@
 """Resource names: the one place where they are checked, taken apart and put together.
 
-Ids match ``[A-Za-z0-9]+([-.][A-Za-z0-9]+)*`` in full and have at most 64 characters. Build tags follow Docker's grammar.
-Patterns of names are in ``PATTERNS``; ``-`` stands for any id in a parent or a watch.
+Ids match ``[A-Za-z0-9]+([-.][A-Za-z0-9]+)*`` in full and have at most 64 characters. Build tags follow Docker's
+grammar. Patterns of names are in ``PATTERNS``; ``-`` stands for any id in a parent or a watch.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def parent_of(name: Name) -> str:
 
 
 def for_platform(*parts: str, limit: int = 63) -> str:
-    """Encodes names into one label that container managers hold: lower-case letters, digits and ``-``, at most ``limit`` long.
+    """Encodes names into one label that container managers hold: ``a-z``, ``0-9`` and ``-``, at most ``limit`` long.
 
-    Injective for all practical purposes: parts that are not plain already, or whose joining could be read two ways, end in a
-    digest (64 bits of SHA-256) of all parts as they were.
+    Injective for all practical purposes: it ends in a digest (64 bits of SHA-256) of all parts as they were, so neither
+    letter case, dots nor the places where parts are joined can make two names meet.
     """
     readable = "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in parts)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

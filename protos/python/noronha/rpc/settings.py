@@ -1,8 +1,9 @@
 """Settings: every key of ``nha.yaml`` with its type, its default and its meaning, in one place.
 
 Both ends read the same file, so both share this module. A client takes the first of ``./nha.yaml`` and
-``~/.nha/nha.yaml``; a mesh takes ``~/.nha/nha.yaml`` or the file it is told. ``NHA_<SECTION>__<KEY>`` in the environment
-wins over the file. An unknown key is an error that names the nearest known one. Secrets never show in a repr.
+``~/.nha/nha.yaml``; a mesh takes ``~/.nha/nha.yaml`` or the file it is told. In the environment,
+``NHA_<SECTION>__<KEY>`` wins over the file. An unknown key is an error that names the nearest known one. Secrets never
+show in a repr.
 """
 
 from __future__ import annotations
@@ -319,7 +320,7 @@ class Settings:
         return self.state_dir / "mesh.sock"
 
     def backend(self, service: str) -> str:
-        """Returns the URL of a service's backend. Raises InvalidArgument ``BAD_SETTING`` where the keys contradict each other."""
+        """Returns the URL of a service's backend. Raises InvalidArgument ``BAD_SETTING`` where keys contradict."""
         chosen: str = getattr(self, service).backend if service != "router" else "envoy:"
         if chosen:
             return chosen

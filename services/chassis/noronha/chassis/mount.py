@@ -1,8 +1,8 @@
 """What a service is given when it is mounted on a server.
 
 A service exports ``mount(server, context)``, an asynchronous context manager that yields the full names of the gRPC
-services it added. Nothing may call a peer inside it: the server does not answer yet. Work that goes on beside the calls is
-handed to ``Context.background`` and begins once the server does.
+services it added. Nothing may call a peer inside it: the server does not answer yet. Work that goes on beside the
+calls is handed to ``Context.background`` and begins once the server does.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Context:
             pause = min(pause * 2, 5.0)
 
     def set_serving(self, service: str, serving: bool, problem: str = "") -> None:
-        """Says whether a service serves, in its health and in ``Mesh.GetInfo``; ``problem`` is one line on what to do."""
+        """Says whether a service serves, in its health and in ``Mesh.GetInfo``; ``problem`` says what to do."""
         state = self.services.setdefault(service, ServiceState())
         state.serving, state.problem = serving, problem
         self.on_serving(service, serving)
@@ -123,7 +123,10 @@ class Context:
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder that only its owner opens. Raises FailedPrecondition ``STATE_DIR_READ_ONLY``, ResourceExhausted ``NO_SPACE``."""
+    """Makes a folder that only its owner opens.
+
+    Raises FailedPrecondition ``STATE_DIR_READ_ONLY``, ResourceExhausted ``NO_SPACE``.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -136,7 +139,8 @@ def state_error(folder: Path, error: OSError) -> FailedPrecondition | ResourceEx
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhausted(
-            f"no space left for {folder}; free some, or set mesh.state_dir to another disk", reason="NO_SPACE", folder=folder
+            f"no space left for {folder}; free some, or set mesh.state_dir to another disk",
+            reason="NO_SPACE", folder=folder,
         )
     return FailedPrecondition(
         f"cannot write to the mesh's folder {folder}: {error.strerror}; make it writable or set mesh.state_dir",

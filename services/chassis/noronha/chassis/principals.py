@@ -211,7 +211,7 @@ TABLE: dict[str, frozenset[Kind]] = {
 
 
 def authorize(method: str, principal: Principal) -> None:
-    """Raises PermissionDenied ``NOT_ALLOWED`` unless the table lets this principal call, Unauthenticated when it is nobody."""
+    """Raises PermissionDenied ``NOT_ALLOWED`` unless the table lets it call, Unauthenticated when it is nobody."""
     if principal.kind in TABLE.get(method, frozenset()):
         return
     name = method.rpartition("/")[2]

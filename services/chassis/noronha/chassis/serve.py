@@ -134,14 +134,15 @@ def configure_logging(settings: Settings, root: Path, name: str) -> None:
 async def serve(options: Options) -> None:
     """Serves until a signal, ``Mesh.Shutdown`` or the idle stop ends it.
 
-    Raises FailedPrecondition ``ALREADY_RUNNING``, ``STATE_DIR_READ_ONLY``, ``ADDRESS_IN_USE``, ``SOCKET_PATH_TOO_LONG``;
-    ResourceExhausted ``NO_SPACE``; and whatever a service raises when it cannot be mounted.
+    Raises FailedPrecondition ``ALREADY_RUNNING``, ``STATE_DIR_READ_ONLY``, ``ADDRESS_IN_USE``,
+    ``SOCKET_PATH_TOO_LONG``; ResourceExhausted ``NO_SPACE``; and whatever a service raises when it cannot be mounted.
     """
     settings = options.settings
     root = settings.state_dir
     unknown = [name for name in options.services if name not in SERVICES]
     if unknown:
-        raise InvalidArgument(f"{unknown[0]!r} is no service; known are {', '.join(SERVICES)}", reason="UNKNOWN_SERVICE")
+        known = ", ".join(SERVICES)
+        raise InvalidArgument(f"{unknown[0]!r} is no service; known are {known}", reason="UNKNOWN_SERVICE")
     embedded = not options.listen
     listen = options.listen or f"unix:{settings.socket_path}"
     if listen.startswith("unix:") and len(os.fsencode(listen.removeprefix("unix:"))) > SOCKET_PATH_MAX:

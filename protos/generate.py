@@ -15,7 +15,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("grpcio-tools==1.62.3", "protobuf==4.25.*", "mypy-protobuf==3.6.*", "setuptools<80", "googleapis-common-protos")
+TOOLS = (
+    "grpcio-tools==1.62.3",
+    "protobuf==4.25.*",
+    "mypy-protobuf==3.6.*",
+    "setuptools<80",
+    "googleapis-common-protos",
+)
 
 
 def toolchain() -> Path:
@@ -51,7 +57,9 @@ def generate(output: Path, descriptors: Path | None = None) -> None:
     target = output / "noronha" / "v1"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    protos = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos" / "noronha" / "v1").glob("*.proto"))
+    protos = sorted(
+        str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos" / "noronha" / "v1").glob("*.proto")
+    )
     command = [
         str(python), "-m", "grpc_tools.protoc", "-I", str(ROOT / "protos"), "-I", include,
         f"--python_out={output}", f"--grpc_python_out={output}", f"--mypy_out=quiet:{output}", f"--mypy_grpc_out=quiet:{output}",
@@ -65,7 +73,9 @@ def generate(output: Path, descriptors: Path | None = None) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="Writes the stubs of the contract.")
-    parser.add_argument("--output", type=Path, default=ROOT / "protos" / "python", help="root of the generated packages")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "protos" / "python", help="root of the generated packages"
+    )
     parser.add_argument("--descriptors", type=Path, help="file for the descriptor image that is linted")
     given = parser.parse_args()
     generate(given.output, given.descriptors)

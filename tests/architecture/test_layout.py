@@ -40,20 +40,28 @@ def test_noronha_is_a_namespace_and_no_module_is_a_junk_drawer() -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_service_has_the_same_parts(service: str) -> None:
     folder = ROOT / "services" / service / "noronha" / service
-    parts = {"service.py"} | ({"ads.py", "snapshot.py", "follow.py"} if service == "router" else {"backend.py", "backends"})
+    parts = {"service.py"} | (
+        {"ads.py", "snapshot.py", "follow.py"} if service == "router" else {"backend.py", "backends"}
+    )
     assert {part for part in parts if not (folder / part).exists()} == set()
 
 
 def test_arrows_point_one_way() -> None:
     answer = subprocess.run(
-        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert answer.returncode == 0, answer.stdout
 
 
 def test_the_repository_speaks_of_noronha_alone() -> None:
     """No machine's paths and no package hosts; `.ci/run` alone may name the test bed beside the project."""
-    forbidden = re.compile(r"/work/|/opt/wheels|\.library/|pypi\.org|files\.pythonhosted|registry\.npmjs", re.IGNORECASE)
+    forbidden = re.compile(
+        r"/work/|/opt/wheels|\.library/|pypi\.org|files\.pythonhosted|registry\.npmjs", re.IGNORECASE
+    )
     own = Path(__file__).name
     found = []
     for path in _tracked():

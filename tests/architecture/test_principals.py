@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-import noronha.v1
 import pytest
 from google.protobuf import descriptor_pool
 
+import noronha.v1
 from noronha.chassis import principals
 from noronha.chassis.principals import TABLE, Kind, Principal, Tokens
 from noronha.rpc.errors import PermissionDenied, Unauthenticated
@@ -48,8 +48,12 @@ def test_nobody_calls_what_no_row_names() -> None:
 
 
 def test_tasks_reach_no_deletion_and_nothing_that_starts_work() -> None:
-    open_to_tasks = {row.rpartition("/")[2] for row, kinds in TABLE.items() if Kind.TASK in kinds and "Tasks" not in row}
-    assert not {name for name in open_to_tasks if name.startswith(("Delete", "Update", "CreateT", "CreateD", "CreateB"))}
+    open_to_tasks = {
+        row.rpartition("/")[2] for row, kinds in TABLE.items() if Kind.TASK in kinds and "Tasks" not in row
+    }
+    assert not {
+        name for name in open_to_tasks if name.startswith(("Delete", "Update", "CreateT", "CreateD", "CreateB"))
+    }
 
 
 def test_tokens_are_verified_not_believed() -> None:
@@ -59,7 +63,15 @@ def test_tokens_are_verified_not_believed() -> None:
     assert tokens.verify(token) == principal
     prefix, payload, mac = token.split(".")
     forged = tokens.mint(Principal(Kind.OWNER, "me")).split(".")[1]
-    for wrong in ("", "x", f"{prefix}.{forged}.{mac}", f"{prefix}.{payload}.", f"none.{payload}.{mac}", token + "é", token[:-2]):
+    for wrong in (
+        "",
+        "x",
+        f"{prefix}.{forged}.{mac}",
+        f"{prefix}.{payload}.",
+        f"none.{payload}.{mac}",
+        token + "é",
+        token[:-2],
+    ):
         with pytest.raises(Unauthenticated):
             tokens.verify(wrong)
     with pytest.raises(Unauthenticated):

@@ -170,7 +170,9 @@ def test_retried_methods_are_the_reads_and_the_writes_with_a_request_id(files) -
     assert {service: set(methods) for service, methods in dial.RETRIED.items()} == harmless
 
 
-@pytest.mark.parametrize("versions", [("grpcio==1.62.3", "protobuf==4.25.9"), ("grpcio", "protobuf")], ids=["oldest", "newest"])
+@pytest.mark.parametrize(
+    "versions", [("grpcio==1.62.3", "protobuf==4.25.9"), ("grpcio", "protobuf")], ids=["oldest", "newest"]
+)
 def test_stubs_import_and_work_under(versions, tmp_path: Path) -> None:
     """Installs the oldest or the newest protobuf and makes every stub and a round trip of every message's kind."""
     environment = tmp_path / "environment"

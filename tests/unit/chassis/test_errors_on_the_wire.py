@@ -30,7 +30,9 @@ class Thrower(grpc.GenericRpcHandler):
             asked = dict(context.invocation_metadata())
             if "bug" in asked:
                 return ZeroDivisionError("secret inner detail")
-            return BY_CODE[int(asked["code"])]("no such thing", reason="SPECIAL", violations=[("a.b", "is wrong")], name="x", n=3)
+            return BY_CODE[int(asked["code"])](
+                "no such thing", reason="SPECIAL", violations=[("a.b", "is wrong")], name="x", n=3
+            )
 
         async def unary(request, context):
             raise wanted(context)
@@ -39,7 +41,9 @@ class Thrower(grpc.GenericRpcHandler):
             yield pb.MeshInfo(version="first")
             raise wanted(context)
 
-        parts = dict(request_deserializer=pb.GetInfoRequest.FromString, response_serializer=pb.MeshInfo.SerializeToString)
+        parts = dict(
+            request_deserializer=pb.GetInfoRequest.FromString, response_serializer=pb.MeshInfo.SerializeToString
+        )
         if details.method == UNARY:
             return grpc.unary_unary_rpc_method_handler(unary, **parts)
         if details.method == STREAM:

@@ -27,7 +27,9 @@ def test_ids_inside_the_grammar_are_taken(value: str) -> None:
     assert names.check_id(value) == value
 
 
-@pytest.mark.parametrize("value", ["", "-a", ".a", "a b", "x:y", "../../x", "a" * 129, "a\n", "é", "a/b", "a@1"], ids=ascii)
+@pytest.mark.parametrize(
+    "value", ["", "-a", ".a", "a b", "x:y", "../../x", "a" * 129, "a\n", "é", "a/b", "a@1"], ids=ascii
+)
 def test_tags_outside_dockers_grammar_are_refused(value: str) -> None:
     with pytest.raises(InvalidArgument):
         names.check_tag(value)
@@ -53,7 +55,10 @@ def test_names_come_apart_and_together(kind: str) -> None:
         names.parse(full + "/extra")
 
 
-@pytest.mark.parametrize("text", ["models/a@0", "models/a/versions/v@", "models/a/versions/v@x", "models/a/versions/v@1@2", "models//versions/v"])
+@pytest.mark.parametrize(
+    "text",
+    ["models/a@0", "models/a/versions/v@", "models/a/versions/v@x", "models/a/versions/v@1@2", "models//versions/v"],
+)
 def test_revisions_are_numbers_from_one(text: str) -> None:
     with pytest.raises(InvalidArgument):
         names.parse(text)

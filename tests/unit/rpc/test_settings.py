@@ -25,7 +25,9 @@ def test_defaults_choose_the_embedded_backends() -> None:
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
-    loaded = _load(tmp_path, "router: {port: 1}\n", {"NHA_ROUTER__PORT": "31000", "NHA_HOME": "/x", "NHA_MESH__STATE_DIR": "1"})
+    loaded = _load(
+        tmp_path, "router: {port: 1}\n", {"NHA_ROUTER__PORT": "31000", "NHA_HOME": "/x", "NHA_MESH__STATE_DIR": "1"}
+    )
     assert loaded.router.port == 31000 and loaded.mesh.state_dir == "1"
 
 
@@ -49,7 +51,9 @@ def test_mistakes_are_one_line_that_helps(tmp_path: Path, text: str, says: str) 
 
 
 def test_keys_of_earlier_releases_warn(tmp_path: Path) -> None:
-    loaded = _load(tmp_path, "resource_profiles: {nha-train: {}}\nlightweight_store: {time_to_leave: 3}\npredict: {online: 1}\n")
+    loaded = _load(
+        tmp_path, "resource_profiles: {nha-train: {}}\nlightweight_store: {time_to_leave: 3}\npredict: {online: 1}\n"
+    )
     assert "nha-train" in loaded.container_manager.resource_profiles and len(loaded.warnings) == 3
 
 

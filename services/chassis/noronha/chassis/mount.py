@@ -140,7 +140,8 @@ def state_error(folder: Path, error: OSError) -> FailedPrecondition | ResourceEx
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhausted(
             f"no space left for {folder}; free some, or set mesh.state_dir to another disk",
-            reason="NO_SPACE", folder=folder,
+            reason="NO_SPACE",
+            folder=folder,
         )
     return FailedPrecondition(
         f"cannot write to the mesh's folder {folder}: {error.strerror}; make it writable or set mesh.state_dir",

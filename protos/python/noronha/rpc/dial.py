@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
+
 from noronha.rpc.errors import from_rpc
 
 DEADLINE = 30.0

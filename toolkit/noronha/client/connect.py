@@ -1,0 +1,180 @@
+"""A connection to a mesh, with a stub for each service, dialled when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from noronha.rpc.errors import InvalidArgument, Unavailable
+
+if TYPE_CHECKING:
+    from noronha.client.configuration import Configuration
+    from noronha.v1 import (
+        builder_pb2_grpc,
+        mesh_pb2,
+        mesh_pb2_grpc,
+        metadata_pb2_grpc,
+        router_pb2_grpc,
+        runner_pb2_grpc,
+        store_pb2_grpc,
+        tasks_pb2_grpc,
+    )
+
+Notice = Callable[[str], None]
+"""Receives one line that the user should see."""
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+CARRIED_BY = {"tasks": "runner"}
+"""Services of the contract that another one carries, to that one."""
+
+
+class Mesh:
+    """A mesh as a client sees it. Calls raise the classes of ``noronha.rpc.errors``.
+
+    ``address`` is ``unix:/path`` or ``host:port``; services that this server does not carry are found through
+    ``Mesh.GetInfo`` when first used, unless ``whole`` says that it carries all. Use it as a context manager, or ``close()`` it.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        whole: bool = False,
+        reviver: Callable[[], None] | None = None,
+    ) -> None:
+        self.address = address
+        self._token = token
+        self._elsewhere: dict[str, str] | None = {} if whole else None
+        self._reviver = reviver
+        self._channels: dict[str, Any] = {}
+        self._stubs: dict[str, Any] = {}
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Mesh({self.address!r})"
+
+    def close(self) -> None:
+        """Closes what was dialled."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+        self._stubs.clear()
+
+    def revive(self) -> None:
+        """Starts an embedded mesh again if it has gone; does nothing for others. Raises as ``noronha.client.mesh.start``."""
+        if self._reviver is not None:
+            self._reviver()
+
+    def info(self) -> mesh_pb2.MeshInfo:
+        """Returns what the server tells of itself."""
+        from noronha.v1 import mesh_pb2
+
+        return self.mesh.GetInfo(mesh_pb2.GetInfoRequest())
+
+    def _address_of(self, service: str) -> str:
+        if service == "mesh":
+            return self.address
+        if self._elsewhere is None:
+            known = {each.name: each.address for each in self.info().services}
+            self._elsewhere = {name: address for name, address in known.items() if address}
+            self._carried = {name for name, address in known.items() if not address}
+        service = CARRIED_BY.get(service, service)
+        carried = getattr(self, "_carried", None)
+        if carried is not None and service not in carried and service not in self._elsewhere:
+            raise Unavailable(
+                f"the server at {self.address} neither carries {service} nor knows where it is; "
+                "start it with --peer, or set mesh.address to another server",
+                reason="SERVICE_UNKNOWN", service=service,
+            )  # fmt: skip
+        return self._elsewhere.get(service, self.address)
+
+    def _stub(self, service: str) -> Any:
+        stub = self._stubs.get(service)
+        if stub is None:
+            from noronha.rpc.dial import dial
+
+            address = self._address_of(service)
+            channel = self._channels.get(address)
+            if channel is None:
+                channel = self._channels[address] = dial(address, token=self._token)
+            module = import_module(f"noronha.v1.{service}_pb2_grpc")
+            stub = self._stubs[service] = getattr(module, f"{service.capitalize()}Stub")(channel)
+        return stub
+
+    @property
+    def mesh(self) -> mesh_pb2_grpc.MeshStub:
+        """What every server answers."""
+        return cast("mesh_pb2_grpc.MeshStub", self._stub("mesh"))
+
+    @property
+    def metadata(self) -> metadata_pb2_grpc.MetadataStub:
+        """Metadata: the records of everything."""
+        return cast("metadata_pb2_grpc.MetadataStub", self._stub("metadata"))
+
+    @property
+    def builder(self) -> builder_pb2_grpc.BuilderStub:
+        """Builder: makes a project's source runnable."""
+        return cast("builder_pb2_grpc.BuilderStub", self._stub("builder"))
+
+    @property
+    def runner(self) -> runner_pb2_grpc.RunnerStub:
+        """Runner: trainings, deployments, notebooks."""
+        return cast("runner_pb2_grpc.RunnerStub", self._stub("runner"))
+
+    @property
+    def store(self) -> store_pb2_grpc.StoreStub:
+        """Store: bytes by digest."""
+        return cast("store_pb2_grpc.StoreStub", self._stub("store"))
+
+    @property
+    def router(self) -> router_pb2_grpc.RouterStub:
+        """Router: which request reaches which replica."""
+        return cast("router_pb2_grpc.RouterStub", self._stub("router"))
+
+    @property
+    def tasks(self) -> tasks_pb2_grpc.TasksStub:
+        """Tasks: what a running task tells the mesh."""
+        return cast("tasks_pb2_grpc.TasksStub", self._stub("tasks"))
+
+
+def read_token(file: str) -> str | None:
+    """Returns the token in a file; None for no file. Raises InvalidArgument ``BAD_SETTING`` when it cannot be read."""
+    if not file:
+        return None
+    try:
+        return Path(file).expanduser().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is not text"
+        raise InvalidArgument(f"mesh.token_file {file} cannot be read: {why}", reason="BAD_SETTING") from error
+
+
+def connect(
+    configuration: Configuration | None = None, *, start: bool = True, notice: Notice = _silent
+) -> Mesh:
+    """Returns a connection to the mesh that the configuration names, or to the embedded one, started when needed.
+
+    ``notice`` receives lines for the user, such as a service that does not serve. With ``start`` false a missing embedded
+    mesh is Unavailable ``NO_MESH``. Raises as ``noronha.client.mesh.start``; InvalidArgument ``BAD_SETTING``.
+    """
+    if configuration is None:
+        from noronha.client import configuration as configurations
+
+        configuration = configurations.load()
+    chosen = configuration.client.mesh
+    if chosen.address:
+        return Mesh(chosen.address, token=read_token(chosen.token_file))
+    from noronha.client import mesh
+
+    return mesh.embedded(configuration, start=start, notice=notice)

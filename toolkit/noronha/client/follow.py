@@ -1,0 +1,206 @@
+"""Follows a piece of work live: its record and its log side by side, across restarts of the mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from noronha.rpc.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    NoronhaError,
+    NotFound,
+    OutOfRange,
+    Unavailable,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from noronha.client.connect import Mesh
+
+PATIENCE = 60.0
+"""Seconds that a mesh may be away before following gives up."""
+
+LAST_WORDS = 5.0
+"""Seconds that the log may go on after the record says that the work has ended."""
+
+TRANSIENT = (Unavailable, Cancelled, DeadlineExceeded, Internal, Unknown)
+"""Errors of a stream that only says that a server went; the stream is opened again where it was."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Bytes that the work wrote."""
+
+    data: bytes
+    replica: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The record as it is now."""
+
+    record: Any
+
+
+Event = Output | Change
+
+
+class Following:
+    """An iterator over what happens to one piece of work, until it has ended and its log has been read.
+
+    ``name`` is the full name of the record; ``ended(record)`` says whether the work is over. ``tail`` is the ``TailLogs``
+    method that holds its log, None for work without one; ``log_name`` when the log goes by another name than the record.
+    Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away. Close it when done.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        ended: Callable[[Any], bool],
+        tail: Callable[[Any], Any] | None = None,
+        log_name: str = "",
+    ) -> None:
+        self._mesh = mesh
+        self._name = name
+        self._ended = ended
+        self._tail = tail
+        self._log_name = log_name or name
+        self._queue: queue.Queue[Event | NoronhaError | None] = queue.Queue(1024)
+        self._closed = threading.Event()
+        self._calls: set[Any] = set()
+        self._reviving = threading.Lock()
+
+    def __enter__(self) -> Following:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives both streams up."""
+        self._closed.set()
+        for call in list(self._calls):
+            call.cancel()
+
+    def __iter__(self) -> Iterator[Event]:
+        threads = [threading.Thread(target=self._watch, daemon=True, name="follow-record")]
+        if self._tail is not None:
+            threads.append(threading.Thread(target=self._read, daemon=True, name="follow-log"))
+        for thread in threads:
+            thread.start()
+        log_over = self._tail is None
+        record_over = False
+        deadline: float | None = None
+        while not (log_over and record_over):
+            try:
+                event = self._queue.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return
+            if isinstance(event, NoronhaError):
+                raise event
+            if event is None:
+                log_over = True
+                continue
+            yield event
+            if isinstance(event, Change) and not record_over and self._ended(event.record):
+                record_over = True
+                deadline = time.monotonic() + LAST_WORDS
+
+    def _put(self, event: Event | NoronhaError | None) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(event, timeout=1.0)
+                return
+
+    def _persist(self, step: Callable[[], bool]) -> None:
+        """Calls ``step`` until it is done, through absences of the mesh no longer than ``PATIENCE``."""
+        last = time.monotonic()
+        pause = 0.05
+        while not self._closed.is_set():
+            began = time.monotonic()
+            try:
+                if step():
+                    return
+                last, pause = time.monotonic(), 0.05
+            except TRANSIENT as error:
+                if time.monotonic() - began > 2.0:  # it stood for a while: the absence begins now
+                    last, pause = time.monotonic(), 0.05
+                if self._closed.is_set():
+                    return
+                if time.monotonic() - last > PATIENCE:
+                    self._put(error)
+                    return
+                try:
+                    with self._reviving:
+                        self._mesh.revive()
+                except NoronhaError as reason:
+                    self._put(reason)
+                    return
+            except NoronhaError as error:
+                self._put(error)
+                return
+            except Exception as error:  # a defect must reach the one who iterates, not die in a thread
+                self._put(Internal(f"following {self._name} failed: {error!r}"))
+                return
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _answers(self, call: Any) -> Iterator[Any]:
+        self._calls.add(call)
+        try:
+            yield from call
+        finally:
+            self._calls.discard(call)
+            call.cancel()
+
+    def _watch(self) -> None:
+        from noronha.v1 import metadata_pb2
+
+        token = ""
+
+        def step() -> bool:
+            nonlocal token
+            request = metadata_pb2.WatchRequest(names=[self._name], resume_token=token)
+            try:
+                for answer in self._answers(self._mesh.metadata.Watch(request)):
+                    token = answer.resume_token or token
+                    kind = answer.WhichOneof("step")
+                    if kind == "changed":
+                        record = getattr(answer.changed, answer.changed.WhichOneof("kind"))
+                        self._put(Change(record))
+                        if self._ended(record):
+                            return True
+                    elif kind == "deleted":
+                        self._put(NotFound(f"{answer.deleted} was deleted"))
+                        return True
+            except OutOfRange:
+                token = ""
+            return False
+
+        self._persist(step)
+
+    def _read(self) -> None:
+        from noronha.v1 import log_pb2
+
+        position = ""
+
+        def step() -> bool:
+            nonlocal position
+            assert self._tail is not None
+            request = log_pb2.TailLogsRequest(name=self._log_name, position=position, follow=True)
+            for answer in self._answers(self._tail(request)):
+                position = answer.position or position
+                if answer.data:
+                    self._put(Output(answer.data, answer.replica))
+            return True
+
+        self._persist(step)
+        self._put(None)

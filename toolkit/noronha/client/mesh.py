@@ -1,0 +1,326 @@
+"""The embedded mesh as its user's commands see it: found on its socket, started in the background, replaced, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noronha.client.connect import Mesh, Notice, _silent
+from noronha.rpc.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NoronhaError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
+
+if TYPE_CHECKING:
+    from noronha.client.configuration import Configuration
+    from noronha.v1 import mesh_pb2
+
+START_TIMEOUT = 60.0
+"""Seconds that a mesh has to answer after it was started."""
+
+SOCKET_PATH_MAX = 107
+"""Most bytes of a Unix socket's path on Linux."""
+
+NEEDED = ("grpc_health", "grpc_reflection", "papermill", "nbclient", "ipykernel", "envoy_data_plane", "uv")
+"""Modules of the ``embedded`` extra, without which no mesh starts."""
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Meshes that this process started; kept so that their handles are not finalised while they run."""
+
+
+def embedded(configuration: Configuration, *, start: bool = True, notice: Notice = _silent) -> Mesh:
+    """Returns a connection to the embedded mesh, started when it does not answer.
+
+    A mesh of an older release is replaced; its tasks go on. Raises InvalidArgument ``SETTING_DIFFERS`` when ``./nha.yaml``
+    holds a mesh key that the mesh has otherwise; Unavailable ``NO_MESH`` when none runs and none is to be started; what
+    ``start_mesh`` raises.
+    """
+    path = configuration.mesh.socket_path
+    if not answers(path):
+        if not start:
+            raise Unavailable("no mesh runs; 'nha mesh up' starts one", reason="NO_MESH")
+        _refuse(configuration, configuration.mesh.fingerprint())
+        start_mesh(configuration, notice=notice)
+        _remember(path)
+        return _connection(configuration, notice)
+    mesh = _connection(configuration, notice)
+    if configuration.local_file is not None and _has_mesh_keys(configuration):
+        info = mesh.info()
+        _refuse(configuration, dict(info.settings))
+    if not _known(path):
+        info = mesh.info()
+        if is_older(info.version, own_version()):
+            if not start:
+                return mesh
+            notice(f"replacing the mesh {info.version} by {own_version()}; its tasks go on")
+            stop_mesh(mesh)
+            start_mesh(configuration, notice=notice)
+            mesh = _connection(configuration, notice)
+        _remember(path)
+    return mesh
+
+
+def _connection(configuration: Configuration, notice: Notice) -> Mesh:
+    def revive() -> None:
+        if not answers(configuration.mesh.socket_path):
+            start_mesh(configuration, notice=notice)
+
+    return Mesh(f"unix:{configuration.mesh.socket_path}", whole=True, reviver=revive)
+
+
+def answers(path: Path) -> bool:
+    """Says whether a server listens on the socket. Raises FailedPrecondition ``SOCKET_PATH_TOO_LONG``."""
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise FailedPrecondition(
+            f"the socket path {path} is longer than {SOCKET_PATH_MAX} bytes; set mesh.state_dir to a shorter folder",
+            reason="SOCKET_PATH_TOO_LONG",
+        )
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.settimeout(2)
+    try:
+        probe.connect(str(path))
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
+
+
+def start_mesh(
+    configuration: Configuration, *, notice: Notice = _silent, config_file: Path | None = None
+) -> mesh_pb2.MeshInfo | None:
+    """Starts the mesh in the background in a session of its own, and waits until it answers; a running one is left as it is.
+
+    Returns what it tells of itself, None when it ran already. Of several callers at once one starts it and the others wait.
+    Raises Unimplemented ``PLATFORM_NOT_SUPPORTED`` off Linux; FailedPrecondition ``EXTRA_MISSING``, ``SOCKET_PATH_TOO_LONG``,
+    ``STATE_DIR_READ_ONLY``, ``MESH_NOT_STARTED``; ResourceExhausted ``NO_SPACE``; DeadlineExceeded ``MESH_SLOW``.
+    """
+    path = configuration.mesh.socket_path
+    answers(path)
+    check_platform()
+    check_extra()
+    folder = configuration.mesh.state_dir
+    with _locked(folder):
+        if answers(path):
+            return None
+        _launch(folder, path, config_file)
+    with Mesh(f"unix:{path}", whole=True) as mesh:
+        info = mesh.info()
+    for service in info.services:
+        if not service.serving:
+            notice(f"{service.name} does not serve: {service.problem or 'see nha mesh logs'}")
+    return info
+
+
+def check_platform() -> None:
+    """Raises Unimplemented ``PLATFORM_NOT_SUPPORTED`` where no mesh can run."""
+    if sys.platform != "linux":
+        raise Unimplemented(
+            f"a mesh runs on Linux only, not on {sys.platform}; set mesh.address to one that runs elsewhere",
+            reason="PLATFORM_NOT_SUPPORTED",
+        )
+
+
+def check_extra() -> None:
+    """Raises FailedPrecondition ``EXTRA_MISSING`` unless everything an embedded mesh needs is installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("noronha.chassis", *NEEDED) if not _installed(find_spec, name)]
+    if missing:
+        raise FailedPrecondition(
+            f"starting a mesh needs {', '.join(missing)}; run pip install 'noronha-dataops[embedded]', "
+            "or set mesh.address to a mesh that runs elsewhere",
+            reason="EXTRA_MISSING", missing=" ".join(missing),
+        )  # fmt: skip
+
+
+def _installed(find_spec: object, name: str) -> bool:
+    try:
+        return find_spec(name) is not None  # type: ignore[operator]
+    except ModuleNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock under which one of several clients starts the mesh."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = open(folder / "start.lock", "ab")
+    except OSError as error:
+        raise _folder_error(folder, error) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _folder_error(folder: Path, error: OSError) -> NoronhaError:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(
+            f"no space left for {folder}; free some, or set mesh.state_dir to another disk", reason="NO_SPACE"
+        )
+    return FailedPrecondition(
+        f"cannot write to the mesh's folder {folder}: {error.strerror}; make it writable or set mesh.state_dir",
+        reason="STATE_DIR_READ_ONLY",
+    )
+
+
+def _launch(folder: Path, path: Path, config_file: Path | None) -> None:
+    ready = folder / f"ready.{os.getpid()}"
+    command = [
+        sys.executable, "-m", "noronha.chassis", "--state-dir", str(folder), "--address-file", str(ready),
+    ]  # fmt: skip
+    if config_file is not None:
+        command += ["--config", str(config_file.absolute())]
+    try:
+        ready.unlink(missing_ok=True)
+        (folder / "logs").mkdir(mode=0o700, exist_ok=True)
+        errors = os.open(folder / "logs" / "start.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        raise _folder_error(folder, error) from error
+    try:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+            start_new_session=True,
+        )  # fmt: skip
+        _started.append(process)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not ready.exists():
+            if process.poll() is not None:
+                if answers(path):  # somebody else's start was faster
+                    return
+                raise _start_error(os.pread(errors, 1 << 16, 0).decode("utf-8", "replace"), folder)
+            if time.monotonic() > deadline:
+                process.terminate()
+                raise DeadlineExceeded(
+                    f"the mesh did not answer within {START_TIMEOUT:.0f} s; see {folder / 'logs' / 'mesh.log'}",
+                    reason="MESH_SLOW",
+                )
+            time.sleep(0.005)
+    finally:
+        os.close(errors)
+        with contextlib.suppress(OSError):
+            ready.unlink(missing_ok=True)
+
+
+def _start_error(text: str, folder: Path) -> NoronhaError:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    if told:
+        line = told[-1]
+        if line.startswith("no space left"):
+            return ResourceExhausted(line, reason="NO_SPACE")
+        return FailedPrecondition(f"the mesh did not start: {line}", reason="MESH_NOT_STARTED")
+    last = lines[-1] if lines else "it ended without a word"
+    return FailedPrecondition(
+        f"the mesh did not start: {last}; see {folder / 'logs' / 'start.log'}", reason="MESH_NOT_STARTED"
+    )
+
+
+def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) -> int:
+    """Stops a mesh and waits until it is gone; returns the process id it had. Tasks go on unless ``stop_tasks``.
+
+    Raises DeadlineExceeded ``MESH_SLOW`` when it is still there after ``timeout`` seconds.
+    """
+    from noronha.rpc.dial import new_request_id
+    from noronha.v1 import mesh_pb2
+
+    request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks, request_id=new_request_id())
+    process = mesh.mesh.Shutdown(request, timeout=timeout).process_id
+    if not mesh.address.startswith("unix:"):
+        return process
+    path = Path(mesh.address.removeprefix("unix:"))
+    deadline = time.monotonic() + timeout
+    while answers(path) or _alive(process):
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"the mesh, process {process}, has not ended after {timeout:.0f} s", reason="MESH_SLOW")
+        time.sleep(0.01)
+    return process
+
+
+def _alive(process: int) -> bool:
+    for child in _started:
+        if child.pid == process:
+            return child.poll() is None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _has_mesh_keys(configuration: Configuration) -> bool:
+    return bool(configuration.client.written & configuration.client.fingerprint().keys())
+
+
+def _refuse(configuration: Configuration, running: dict[str, str]) -> None:
+    from noronha.client.configuration import contradiction
+
+    line = contradiction(configuration, running)
+    if line:
+        raise InvalidArgument(line, reason="SETTING_DIFFERS")
+
+
+def own_version() -> str:
+    """Returns the version of Noronha that is installed here."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("noronha-dataops")
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+def is_older(version: str, than: str) -> bool:
+    """Says whether one release is older than another, by their numbers; a pre-release is older than its release."""
+    return _order(version) < _order(than)
+
+
+def _order(version: str) -> tuple[tuple[int, ...], int, int]:
+    import re
+
+    found = re.match(r"v?(\d+(?:\.\d+)*)(?:[.-]?(dev|a|b|rc)(\d*))?", version)
+    if found is None:
+        return (0,), 0, 0
+    numbers = tuple(int(part) for part in found[1].split("."))
+    while len(numbers) > 1 and numbers[-1] == 0:
+        numbers = numbers[:-1]
+    rank = {"dev": 0, "a": 1, "b": 2, "rc": 3, None: 4}[found[2]]
+    return numbers, rank, int(found[3] or 0)
+
+
+def _stamp(path: Path) -> str:
+    """Identifies one start of the mesh together with this installation: what does not change need not be asked again."""
+    there, here = os.stat(path), os.stat(__file__)
+    return f"{there.st_ino}:{there.st_mtime_ns}:{here.st_mtime_ns}:{here.st_size}:{__file__}"
+
+
+def _known(path: Path) -> bool:
+    try:
+        return (path.parent / "checked").read_text(encoding="utf-8") == _stamp(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _remember(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        partial = path.parent / f"checked.{os.getpid()}"
+        partial.write_text(_stamp(path), encoding="utf-8")
+        partial.replace(path.parent / "checked")

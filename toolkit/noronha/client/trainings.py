@@ -1,0 +1,85 @@
+"""Trainings as a client starts and follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from noronha.client import work
+from noronha.client.follow import Following
+from noronha.client.references import to_key
+from noronha.rpc.errors import NotFound
+
+if TYPE_CHECKING:
+    from noronha.client.connect import Mesh
+    from noronha.v1 import mount_pb2, resources_pb2, training_pb2
+
+def create(
+    mesh: Mesh,
+    project: str,
+    *,
+    build: str,
+    notebook: str,
+    training_id: str = "",
+    params_json: str = "",
+    datasets: Sequence[str] = (),
+    pretrained: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    mounts: Sequence[mount_pb2.Mount] = (),
+    resources: resources_pb2.Resources | None = None,
+    target_deployment: str = "",
+    details_json: str = "",
+    request_id: str = "",
+) -> training_pb2.Training:
+    """Starts a training and returns its record, PENDING.
+
+    ``project``, ``build``, ``datasets``, ``pretrained`` and ``target_deployment`` are full names, the build's tag with or
+    without ``@n``. Raises as ``Runner.CreateTraining``.
+    """
+    from noronha.rpc.dial import new_request_id
+    from noronha.v1 import runner_pb2, training_pb2
+
+    training = training_pb2.Training(
+        build=build, notebook=notebook, params_json=params_json, datasets=datasets, pretrained=pretrained,
+        environment=environment or {}, mounts=mounts, resources=resources, target_deployment=target_deployment,
+        details_json=details_json,
+    )  # fmt: skip
+    return mesh.runner.CreateTraining(
+        runner_pb2.CreateTrainingRequest(
+            parent=project, training_id=training_id, training=training, request_id=request_id or new_request_id()
+        )
+    )
+
+
+def follow(mesh: Mesh, name: str) -> Following:
+    """Follows a training's record and log until it has ended."""
+    return Following(mesh, name, work.has_ended, mesh.runner.TailLogs)
+
+
+def check(training: training_pb2.Training) -> training_pb2.Training:
+    """Returns a training that ended well. Raises WorkFailed or WorkCancelled with its reason for another."""
+    return work.check(training, f"training {to_key(training.name)}")
+
+
+def cancel(mesh: Mesh, name: str) -> training_pb2.Training:
+    """Asks a training to end and returns its record. Raises NotFound."""
+    from noronha.v1 import runner_pb2
+
+    return mesh.runner.CancelTraining(runner_pb2.CancelTrainingRequest(name=name))
+
+
+def find(mesh: Mesh, name: str) -> training_pb2.Training | None:
+    """Returns a training, None when there is none of that name."""
+    from noronha.v1 import metadata_pb2
+
+    try:
+        return mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=name))
+    except NotFound:
+        return None
+
+
+def remove(mesh: Mesh, name: str) -> None:
+    """Deletes a training with its log. Raises NotFound; FailedPrecondition ``STILL_RUNNING``."""
+    from noronha.v1 import runner_pb2
+
+    mesh.runner.DeleteTraining(runner_pb2.DeleteTrainingRequest(name=name))

@@ -1,0 +1,46 @@
+"""How a piece of work ended, for builds, trainings and deployments alike."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from noronha.rpc.errors import NoronhaError
+
+ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+"""States in which a piece of work is over."""
+
+Record = TypeVar("Record")
+
+
+class WorkFailed(NoronhaError):
+    """A training, a build or a deployment ended badly; reason and line are those of its record."""
+
+    code, default_reason = 9, "WORK_FAILED"
+
+
+class WorkCancelled(NoronhaError):
+    """A training or a build ended because somebody asked for it."""
+
+    code, default_reason = 1, "WORK_CANCELLED"
+
+
+def state_of(record: Any) -> str:
+    """Returns the state of a record that has a ``status``, as the contract writes it."""
+    name: str = record.status.State.Name(record.status.state)
+    return name
+
+
+def has_ended(record: Any) -> bool:
+    """Says whether a build or a training is over."""
+    return state_of(record) in ENDED
+
+
+def check(record: Record, what: str) -> Record:
+    """Returns a record whose work ended well. Raises WorkFailed or WorkCancelled with the reason of its status."""
+    status = record.status  # type: ignore[attr-defined]
+    state = state_of(record)
+    if state == "FAILED":
+        raise WorkFailed(f"{what} failed: {status.error.message or 'no reason was told'}", reason=status.reason or None)
+    if state == "CANCELLED":
+        raise WorkCancelled(f"{what} was cancelled", reason=status.reason or None)
+    return record

@@ -1,0 +1,1 @@
+"""Backends of Store: kinds of storage, and the index of what they hold."""

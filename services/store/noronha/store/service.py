@@ -126,7 +126,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         return collection.result
 
     async def _mark_and_sweep(self, collection: Collection) -> None:
-        """Sweeps in a thread what Metadata lists; a list that is cut short fails it before anything unlisted is deleted."""
+        """Sweeps in a thread what Metadata lists; a list cut short fails it before anything beyond is deleted."""
         loop = asyncio.get_running_loop()
         marks = self._context.peers.records.ListReferencedDigests(records_pb2.ListReferencedDigestsRequest())
         pages = aiter(marks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+VARINT = 0
 LENGTH_DELIMITED = 2
 
 
@@ -24,6 +25,11 @@ def varint(value: int) -> bytes:
 def field(number: int, payload: bytes) -> bytes:
     """Encodes one field that holds a message, a string or bytes."""
     return varint(number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
+
+
+def number(number: int, value: int) -> bytes:
+    """Encodes one field that holds an unsigned number."""
+    return varint(number << 3 | VARINT) + varint(value)
 
 
 def fields(number: int, payloads: Iterable[bytes]) -> bytes:

@@ -36,6 +36,12 @@ class Split:
     """Header, or query parameter written `?name`, that keeps a caller on one replica; empty means none."""
 
 
+def asked(traffic: traffic_pb2.Traffic) -> bytes:
+    """Returns what the traffic asks for, without what only its record has; equal bytes make equal routes."""
+    only = traffic_pb2.Traffic(targets=traffic.targets, sticky_key=traffic.sticky_key)
+    return only.SerializeToString(deterministic=True)
+
+
 def violations(traffic: traffic_pb2.Traffic) -> list[tuple[str, str]]:
     """Lists what is wrong with the traffic as pairs of field path and reason; an empty list means nothing."""
     found: list[tuple[str, str]] = []
@@ -45,7 +51,7 @@ def violations(traffic: traffic_pb2.Traffic) -> list[tuple[str, str]]:
         found += [(f"targets[{index}].{path}", why) for path, why in _target_violations(target)]
     weighted = [target for target in traffic.targets if not target.header_matches and target.weight > 0]
     if traffic.targets and not weighted:
-        found.append(("targets", "must hold one without header matches and with a weight above 0, for all other requests"))
+        found.append(("targets", "must hold one with a weight above 0, for requests that match no headers"))
     key = traffic.sticky_key
     if key.startswith("?"):
         if not _QUERY_PARAMETER.fullmatch(key[1:]):
@@ -58,16 +64,16 @@ def violations(traffic: traffic_pb2.Traffic) -> list[tuple[str, str]]:
 def split(traffic: traffic_pb2.Traffic | None, ready: Collection[int], serving: int) -> Split | None:
     """Decides which revisions get the requests of a deployment.
 
-    `ready` are the revisions with ready replicas, `serving` the newest one whose replicas were all ready at once (0: not
-    known). None means that no revision can serve. A target whose revision has no ready replica is left out: predictions
-    that succeed are worth more than the exact shares; with no target left, the default revision gets everything.
+    `ready` are the revisions with ready replicas, `serving` the newest one whose replicas were all ready at once (0:
+    not known). None means that no revision can serve. A target whose revision has no ready replica is left out:
+    predictions that succeed are worth more than the exact shares; with no target left, the default gets everything.
     Traffic that breaks the rules counts as absent, since one bad record must not take the deployment down.
     """
     if not ready:
         return None
     newest = serving if serving in ready else max(ready)
     default = Split(weights=((newest, 1),))
-    if traffic is None or not traffic.targets and not traffic.sticky_key or violations(traffic):
+    if traffic is None or not (traffic.targets or traffic.sticky_key) or violations(traffic):
         return default
     weights: dict[int, int] = {}
     headers: dict[tuple[tuple[str, str], ...], int] = {}
@@ -113,5 +119,5 @@ def _header_violation(name: str) -> str:
     if not _HEADER.fullmatch(name):
         return f"names {name[:64]!r}, which is not a header's name in lower case"
     if name.startswith(RESERVED_HEADERS):
-        return f"names {name[:64]!r}, but headers starting with {' or '.join(RESERVED_HEADERS)} are removed from requests"
+        return f"names {name[:64]!r}, but headers with {' or '.join(RESERVED_HEADERS)} are taken off requests"
     return ""

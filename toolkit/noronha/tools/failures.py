@@ -3,6 +3,7 @@
 The reason goes into the record of the training or the replica, so that people and programs can tell a notebook
 that raised from a kernel that was killed.
 """
+
 from __future__ import annotations
 
 REASONS = {
@@ -14,16 +15,32 @@ REASONS = {
     "KERNEL_DIED": "the kernel ended before the notebook did",
     "CANCELLED": "somebody cancelled it",
     "ASSET_UNAVAILABLE": "a dataset or a model version could not be fetched",
+    "NOT_SERVING": "the notebook of a deployment ended without serving",
     "TASK_ERROR": "the task itself failed; its log says how",
 }
 """Every reason and what it means."""
 
 
 class NotebookFailure(Exception):
-    """Ends the execution of a notebook with a reason out of `REASONS` and a message of one line."""
+    """Ends the execution of a notebook with a reason out of `REASONS` and a message of one line.
 
-    def __init__(self, reason: str, message: str):
-        assert reason in REASONS, reason
+    ``cell`` counts from 0; ``name``, ``value`` and ``traceback`` are those of the exception that a cell raised.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        name: str = "",
+        value: str = "",
+        traceback: str = "",
+        cell: int | None = None,
+    ):
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.name = name
+        self.value = value
+        self.traceback = traceback
+        self.cell = cell

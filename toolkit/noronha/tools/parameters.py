@@ -4,6 +4,7 @@ A parameter reaches the notebook as the Python value its JSON text means: intege
 ``1.0`` stays a float, strings arrive byte for byte. The cell holds plain assignments of literals, so whoever
 opens the executed notebook reads what the cells worked with.
 """
+
 from __future__ import annotations
 
 import json
@@ -29,14 +30,13 @@ def parse(params_json: str) -> dict[str, Any]:
     if not params_json.strip():
         return {}
     try:
-        params = json.loads(params_json, object_pairs_hook=_unique, parse_constant=_no_constant,
-                            parse_float=_finite)
+        params = json.loads(params_json, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise _invalid(f"they are nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise _invalid(str(error)) from None
     if not isinstance(params, dict):
-        raise _invalid("they must be one JSON object, as in {\"gamma\": 0.1}")
+        raise _invalid('they must be one JSON object, as in {"gamma": 0.1}')
     if _depth(params) > MAX_DEPTH:
         raise _invalid(f"they are nested deeper than {MAX_DEPTH} levels")
     for name in params:
@@ -61,7 +61,7 @@ def inject(notebook: Any, params: dict[str, Any]) -> bool:
     cell = new_code_cell(source=source(params))
     cell.metadata["tags"] = [INJECTED_TAG]
     if "id" in cell and (notebook.get("nbformat", 4), notebook.get("nbformat_minor", 0)) < (4, 5):
-        del cell["id"]                            # ids of cells came with format 4.5; older files must not have them
+        del cell["id"]  # ids of cells came with format 4.5; older files must not have them
     cells = [one for one in notebook.cells if INJECTED_TAG not in _tags(one)]
     tagged = next((place for place, one in enumerate(cells) if TAG in _tags(one)), None)
     cells.insert(0 if tagged is None else tagged + 1, cell)

@@ -46,8 +46,8 @@ class Uploads:
     def open(self, principal: Principal, request: store_pb2.OpenUploadRequest) -> store_pb2.Upload:
         """Opens an upload, or answers the one that the same request id opened.
 
-        Raises InvalidArgument ``BAD_DIGEST``, ``TOO_MANY_FILES``, ``BAD_SIZE``, ``DUPLICATE_DIGEST``, ``WRONG_SIZE``,
-        ``NOT_LIGHTWEIGHT``; AlreadyExists ``REQUEST_ID_REUSED``; ResourceExhausted ``NO_SPACE``.
+        Raises InvalidArgument ``BAD_DIGEST``, ``TOO_MANY_FILES``, ``BAD_SIZE``, ``DUPLICATE_DIGEST``, ``WRONG_SIZE``;
+        FailedPrecondition ``NOT_LIGHTWEIGHT``; AlreadyExists ``REQUEST_ID_REUSED``; ResourceExhausted ``NO_SPACE``.
         """
         lightweight = request.storage_class == file_pb2.STORAGE_CLASS_LIGHTWEIGHT
         _check_entries(request.entries, lightweight)
@@ -189,7 +189,7 @@ def _check_entries(entries: Sequence[store_pb2.Blob], lightweight: bool) -> None
                 f"{digest} cannot have {size} bytes", reason="BAD_SIZE", digest=digest, size_bytes=size
             )
         if lightweight and size > MAX_LIGHTWEIGHT_BYTES:
-            raise InvalidArgument(
+            raise FailedPrecondition(
                 f"{digest} has {size} bytes; the lightweight store takes at most {MAX_LIGHTWEIGHT_BYTES}",
                 reason="NOT_LIGHTWEIGHT", digest=digest, size_bytes=size,
             )  # fmt: skip

@@ -296,7 +296,7 @@ class AdsStream:
         """Answers with every resource of a type, if anything differs from what was last sent."""
         wanted = self._wanted(channel.url)
         items = {name: each for name, each in wanted.items() if not channel.refuses(name, each.digest)}
-        for name in channel.refused.keys() - wanted.keys():
+        for name in channel.refused.keys() - wanted.keys() - {channel.url}:
             del channel.refused[name]
         version = _version(items.values())
         if version == channel.version:

@@ -12,12 +12,12 @@ from noronha.rpc.chunks import check_digest
 
 
 def environment_folder(root: Path, digest: str) -> Path:
-    """Returns the virtual environment that ``Artifact.environment_digest`` names. Raises InvalidArgument ``BAD_DIGEST``."""
+    """Returns the environment that ``Artifact.environment_digest`` names. Raises InvalidArgument ``BAD_DIGEST``."""
     return root / "builder" / "environments" / _hexadecimal(digest)
 
 
 def environment_python(root: Path, digest: str) -> Path:
-    """Returns the interpreter of that environment; absent when the build was deleted. Raises InvalidArgument ``BAD_DIGEST``."""
+    """Returns that environment's interpreter; absent once no build needs it. Raises InvalidArgument ``BAD_DIGEST``."""
     return environment_folder(root, digest) / "bin" / "python"
 
 

@@ -1,0 +1,1 @@
+"""Backends of Builder, one module for each scheme of ``builder.backend``."""

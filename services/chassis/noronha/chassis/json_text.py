@@ -70,8 +70,8 @@ def read(
 
     Integers keep their value whatever their size, and ``1.0`` stays a float. ``field`` is the field's path, for the
     message. Raises InvalidArgument (``BAD_JSON`` unless ``reason`` says otherwise) for what is not one JSON object of
-    at most ``max_bytes`` and ``max_levels``, for a key that comes twice in one object, for NaN and Infinity, for numbers
-    past the range of a double, and for halves of surrogate pairs, which UTF-8 cannot carry.
+    at most ``max_bytes`` and ``max_levels``, for a key that comes twice in one object, for NaN and Infinity, for
+    numbers past the range of a double, and for halves of surrogate pairs, which UTF-8 cannot carry.
     """
     if not text:
         return {}

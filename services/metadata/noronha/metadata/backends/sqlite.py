@@ -1,0 +1,687 @@
+"""Records in one SQLite file, for one process.
+
+Writes go through one thread. It takes all commits that wait, makes each under its own conditions inside one
+transaction, and syncs once for all of them; so concurrent writers share the cost of the disk, and nobody is answered
+before the disk has it. Reads by name happen at once, on a connection of their own; longer ones in a few reader threads.
+Thanks to the write-ahead log none of them waits for a writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import itertools
+import json
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from noronha.metadata.backend import (
+    ANSWERS_KEPT,
+    JOURNAL_KEPT,
+    Change,
+    Commit,
+    Committed,
+    Key,
+    Lease,
+    Mention,
+    Page,
+    Place,
+    Record,
+    Reference,
+    Request,
+    Scan,
+    Strength,
+    judge_request,
+    too_old,
+)
+from noronha.metadata.backends import sqlite_filters
+from noronha.metadata.backends.sqlite_writes import RECORD, Applied, Writes, record_of
+from noronha.metadata.filters import EVERYTHING, Node, matcher
+from noronha.rpc.errors import DataLoss, FailedPrecondition, NoronhaError, ResourceExhausted, Unavailable
+
+log = logging.getLogger("noronha")
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    current INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    create_time INTEGER NOT NULL,
+    update_time INTEGER NOT NULL,
+    holder TEXT,
+    fence INTEGER NOT NULL DEFAULT 0,
+    expire_time INTEGER,
+    text TEXT NOT NULL,
+    document TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE UNIQUE INDEX records_by_name ON records (tenant, name, revision DESC);
+CREATE INDEX records_by_kind ON records (tenant, kind, name, revision) WHERE current = 1;
+CREATE INDEX records_by_create_time ON records (tenant, kind, create_time, name);
+CREATE INDEX records_by_update_time ON records (tenant, kind, update_time, name);
+CREATE TABLE revisions (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    highest INTEGER NOT NULL,
+    PRIMARY KEY (tenant, name)
+) WITHOUT ROWID;
+CREATE TABLE mentions (
+    source INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    tenant TEXT NOT NULL,
+    target_kind TEXT NOT NULL,
+    target_name TEXT NOT NULL,
+    target_revision INTEGER NOT NULL,
+    relation TEXT NOT NULL,
+    strength INTEGER NOT NULL,
+    PRIMARY KEY (source, place)
+) WITHOUT ROWID;
+CREATE INDEX mentions_by_target ON mentions (tenant, target_name, target_revision);
+CREATE TABLE digests (
+    source INTEGER NOT NULL,
+    digest TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    PRIMARY KEY (source, digest)
+) WITHOUT ROWID;
+CREATE INDEX digests_by_digest ON digests (tenant, digest);
+CREATE TABLE journal (
+    position INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    deleted INTEGER NOT NULL,
+    time INTEGER NOT NULL
+);
+CREATE TABLE answers (
+    tenant TEXT NOT NULL,
+    identity TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    answer BLOB NOT NULL,
+    time INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX answers_by_identity ON answers (tenant, identity);
+CREATE INDEX answers_by_time ON answers (time);
+CREATE TABLE kept_values (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+_READERS = 4
+_GROUP = 256
+_RECENT = 8192
+_CACHE_BYTES = 16 << 20
+_CACHED_BODY = 64 << 10
+_COMPACT_EVERY = 10_000
+_FIRST_CHUNK = 2_000
+_LARGEST_CHUNK = 50_000
+_DIGESTS_AT_ONCE = 10_000
+
+
+def _error_of(error: sqlite3.Error, path: Path) -> NoronhaError:
+    text = str(error)
+    if "full" in text:
+        return ResourceExhausted(f"no space left for {path}; free some", reason="NO_SPACE", path=path)
+    if "malformed" in text or "not a database" in text:
+        return DataLoss(f"{path} is damaged ({text}); restore it from a backup", reason="RECORDS_DAMAGED", path=path)
+    return Unavailable(
+        f"cannot use {path}: {text}; see that its disk is healthy and writable",
+        reason="RECORDS_UNAVAILABLE", path=path,
+    )  # fmt: skip
+
+
+class _Cache:
+    """Records read or written lately, by tenant, name and revision (None for what the bare name means).
+
+    A read fills it only when no commit was under way from its begin to its end, so it never keeps what a commit has
+    just replaced. Only this process writes the file, so nothing else can make it wrong.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, int | None], Record] = {}
+        self._size = 0
+        self._epoch = 0
+        self._committing = False
+        self._lock = threading.Lock()
+
+    def get(self, place: tuple[str, str, int | None]) -> Record | None:
+        return self._kept.get(place)
+
+    def begin(self) -> int:
+        return -1 if self._committing else self._epoch
+
+    def fill(self, place: tuple[str, str, int | None], record: Record, begun: int) -> None:
+        if len(record.body) > _CACHED_BODY:
+            return
+        with self._lock:
+            if begun != self._epoch or self._committing or place in self._kept:
+                return
+            self._size += len(record.body) + 500
+            if self._size > _CACHE_BYTES:
+                for each in list(itertools.islice(self._kept, len(self._kept) // 2)):
+                    self._drop(each)
+            self._kept[place] = record
+
+    def _drop(self, place: tuple[str, str, int | None]) -> None:
+        record = self._kept.pop(place, None)
+        if record is not None:
+            self._size -= len(record.body) + 500
+
+    @contextlib.contextmanager
+    def committing(self, touched: Sequence[tuple[str, str, int]]) -> Iterator[None]:
+        """Forgets what a commit touches, and takes nothing in while it happens."""
+        with self._lock:
+            self._committing = True
+            self._epoch += 1
+            for tenant, name, revision in touched:
+                self._drop((tenant, name, revision))
+                self._drop((tenant, name, None))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._committing = False
+
+
+class SqliteRecords:
+    """Keeps records in the SQLite file at ``path``, made when absent.
+
+    Raises FailedPrecondition ``RECORDS_IN_USE`` when another process has it, ``NEWER_SCHEMA`` when a newer Noronha made
+    it; and whatever the disk has to say.
+    """
+
+    def __init__(self, path: str | Path, *, journal_kept: int = JOURNAL_KEPT) -> None:
+        self._path = Path(path)
+        self._journal_kept = journal_kept
+        self._stack = contextlib.ExitStack()
+        try:
+            self._lock()
+            self._writer_connection = self._open()
+            self._reader = self._connect_reader()
+        except sqlite3.Error as error:
+            self._stack.close()
+            raise _error_of(error, self._path) from error
+        except BaseException:
+            self._stack.close()
+            raise
+        self._cache = _Cache()
+        self._writes = Writes(self._writer_connection)
+        self._newest = self._writes.newest
+        self._compacted_at = self._newest
+        self._recent: collections.deque[Change] = collections.deque(maxlen=_RECENT)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="records-reader")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write, name="records-writer", daemon=True)
+        self._thread.start()
+
+    def _lock(self) -> None:
+        try:
+            file = open(f"{self._path}.lock", "a", encoding="ascii")  # noqa: SIM115
+            self._stack.callback(file.close)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"{self._path} is used by another process; one at a time may", reason="RECORDS_IN_USE", path=self._path
+            ) from None
+        except OSError as error:
+            raise FailedPrecondition(
+                f"cannot write {self._path}: {error.strerror}; make its folder writable",
+                reason="RECORDS_UNAVAILABLE", path=self._path,
+            ) from error  # fmt: skip
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.touch(mode=0o600)
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
+        self._stack.callback(connection.close)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -16000")
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise FailedPrecondition(
+                f"{self._path} was written by a newer Noronha; upgrade this one",
+                reason="NEWER_SCHEMA", path=self._path, version=version,
+            )  # fmt: skip
+        if version == 0:
+            connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        return connection
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{_quoted(self._path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=10
+        )
+        connection.execute("PRAGMA query_only = 1")
+        connection.execute("PRAGMA cache_size = -4000")
+        connection.execute("PRAGMA mmap_size = 268435456")
+        return connection
+
+    # Writing
+
+    def _write(self) -> None:
+        """Runs in the writer's thread: takes what waits and makes one transaction of it."""
+        while True:
+            job = self._jobs.get()
+            group: list[_Job] = []
+            while job is not None:
+                group.append(job)
+                if len(group) >= _GROUP:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._settle(group, self._transact(group))
+            if job is None:
+                return
+
+    def _transact(self, group: list[_Job]) -> list[Applied]:
+        connection = self._writer_connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._writes.start()
+            for job in group:
+                try:
+                    job.result = job.work(self._writes)
+                except NoronhaError as error:
+                    job.error = error
+            applied = self._writes.take_applied()
+            if not applied:
+                connection.execute("COMMIT")
+                return []
+            with self._cache.committing([(each.tenant, each.key.name, each.key.revision) for each in applied]):
+                connection.execute("COMMIT")
+            return applied
+        except Exception as error:
+            # Nothing of the group happened: everybody in it hears so.
+            failure = _error_of(error, self._path) if isinstance(error, sqlite3.Error) else error
+            log.error("a commit to %s failed: %s", self._path, error, exc_info=error)
+            for job in group:
+                job.result, job.error = None, failure
+            self._writes.forget()
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            return []
+
+    def _settle(self, group: list[_Job], applied: list[Applied]) -> None:
+        changes = [each.change for each in applied if each.change is not None]
+        loops = {id(job.future.get_loop()): job.future.get_loop() for job in group}
+        for loop in loops.values():
+            mine = [job for job in group if job.future.get_loop() is loop]
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._answer, mine, changes)
+                changes = []
+
+    def _answer(self, group: list[_Job], changes: list[Change]) -> None:
+        """Runs in the loop once a group is on the disk, or has failed."""
+        if changes:
+            if self._recent and self._recent[-1].position + 1 != changes[0].position:
+                self._recent.clear()
+            self._recent.extend(changes)
+            self._newest = changes[-1].position
+            self._wake()
+            if self._newest - self._compacted_at >= _COMPACT_EVERY and not self._closed:
+                self._compacted_at = self._newest
+                self._submit(lambda writes: writes.compact(self._journal_kept, ANSWERS_KEPT))
+        for job in group:
+            if job.future.done():
+                continue
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.result)
+
+    def _submit(self, work: Callable[[Writes], T]) -> asyncio.Future[T]:
+        if self._closed:
+            raise Unavailable(f"{self._path} is closed", reason="RECORDS_UNAVAILABLE")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_retrieved)
+        self._jobs.put(_Job(work, future))
+        return future
+
+    async def commit(self, tenant: str, commit: Commit) -> Committed:
+        # Shielded, since a call that is given up must not undo what others in its group wait for.
+        return await asyncio.shield(self._submit(lambda writes: writes.commit(tenant, commit)))
+
+    async def acquire(self, tenant: str, key: Key, holder: str, seconds: float) -> Lease:
+        return await asyncio.shield(self._submit(lambda writes: writes.acquire(tenant, key, holder, seconds)))
+
+    async def release(self, tenant: str, key: Key, fence: int) -> None:
+        await asyncio.shield(self._submit(lambda writes: writes.release(tenant, key, fence)))
+
+    async def compact(self, keep: int) -> None:
+        await asyncio.shield(self._submit(lambda writes: writes.compact(keep, ANSWERS_KEPT)))
+        self._recent.clear()
+
+    async def value(self, name: str, initial: bytes) -> bytes:
+        return await asyncio.shield(self._submit(lambda writes: writes.value(name, initial)))
+
+    # Reading at once
+
+    def _row(self, sql: str, values: Sequence[Any]) -> tuple[Any, ...] | None:
+        try:
+            return self._reader.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+        except sqlite3.Error as error:
+            raise _error_of(error, self._path) from error
+
+    async def get(self, tenant: str, name: str, revision: int | None = None) -> Record | None:
+        place = (tenant, name, revision)
+        record = self._cache.get(place)
+        if record is not None:
+            return record
+        begun = self._cache.begin()
+        condition, values = ("current = 1", [tenant, name]) if revision is None else ("revision = ?", [*place])
+        row = self._row(f"SELECT {RECORD} FROM records WHERE tenant = ? AND name = ? AND {condition}", values)
+        if row is None:
+            return None
+        record = record_of(row)
+        self._cache.fill(place, record, begun)
+        return record
+
+    async def highest(self, tenant: str, name: str) -> int:
+        row = self._row("SELECT highest FROM revisions WHERE tenant = ? AND name = ?", (tenant, name))
+        return row[0] if row else 0
+
+    async def answered(self, tenant: str, request: Request) -> bytes | None:
+        row = self._row(
+            "SELECT fingerprint, answer, time FROM answers WHERE tenant = ? AND identity = ?",
+            (tenant, request.identity),
+        )
+        if row is None or row[2] < (time.time() - ANSWERS_KEPT) * 1e6:
+            return None
+        judge_request(row[0], request)
+        return bytes(row[1])
+
+    # Reading that takes longer
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def run() -> T:
+            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = self._connect_reader()
+                self._connections.append(connection)
+            return work(connection)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+        except sqlite3.Error as error:
+            raise _error_of(error, self._path) from error
+        except RuntimeError as error:
+            if self._closed:
+                raise Unavailable(f"{self._path} is closed", reason="RECORDS_UNAVAILABLE") from error
+            raise
+
+    async def scan(self, tenant: str, scan: Scan) -> Page:
+        where = ["tenant = ?", "kind = ?"]
+        values: list[Any] = [tenant, scan.kind]
+        if not scan.every_revision:
+            where.append("current = 1")
+        if scan.prefix:
+            where.append("name >= ? AND name < ?")
+            values += [scan.prefix, _after_prefix(scan.prefix)]
+        if scan.shape:
+            # Ids hold none of the characters that mean something to GLOB.
+            where.append("name GLOB ?")
+            values.append("/".join("*" if part == "-" else part for part in scan.shape))
+        return await self._read(lambda connection: _page(connection, where, values, scan))
+
+    async def search(
+        self, tenant: str, text: str, kinds: Sequence[str], after: Place | None, limit: int, filter: Node
+    ) -> Page:
+        scan = Scan("", filter=filter, after=after, limit=limit)
+        where = [
+            "tenant = ?", "current = 1", f"kind IN ({', '.join('?' * len(kinds))})", "instr(text, ?) > 0",
+        ]  # fmt: skip
+        values = [tenant, *kinds, text]
+        return await self._read(lambda connection: _page(connection, where, values, scan))
+
+    async def below(self, tenant: str, prefix: str) -> list[tuple[Key, int]]:
+        rows = await self._read(
+            lambda connection: connection.execute(
+                "SELECT kind, name, revision, version FROM records"
+                " WHERE tenant = ? AND name >= ? AND name < ? ORDER BY name, revision DESC",
+                (tenant, prefix, _after_prefix(prefix)),
+            ).fetchall()
+        )
+        return [(Key(*row[:3]), row[3]) for row in rows]
+
+    async def revisions(self, tenant: str, name: str) -> list[tuple[int, int]]:
+        return await self._read(
+            lambda connection: connection.execute(
+                "SELECT revision, version FROM records WHERE tenant = ? AND name = ? ORDER BY revision DESC",
+                (tenant, name),
+            ).fetchall()
+        )
+
+    async def mentions(self, tenant: str, name: str, revision: int | None = None) -> list[Mention]:
+        if name.endswith("/"):
+            condition, values = "target_name >= ? AND target_name < ?", [name, _after_prefix(name)]
+        else:
+            condition, values = "target_name = ?", [name]
+        if revision is not None:
+            condition += " AND target_revision = ?"
+            values.append(revision)  # type: ignore[arg-type]
+        rows = await self._read(
+            lambda connection: connection.execute(
+                "SELECT r.kind, r.name, r.revision, r.version, m.relation, m.target_kind, m.target_name,"
+                " m.target_revision, m.strength FROM mentions m JOIN records r ON r.id = m.source"
+                f" WHERE m.tenant = ? AND {condition} ORDER BY r.name, r.revision DESC, m.place",
+                (tenant, *values),
+            ).fetchall()
+        )
+        return [Mention(Key(*row[:3]), row[3], Reference(row[4], Key(*row[5:8]), Strength(row[8]))) for row in rows]
+
+    async def digests(self, tenant: str) -> AsyncIterator[list[str]]:
+        # One statement is one moment; it gets a connection of its own, since a slow reader may keep it for long.
+        connection = await asyncio.to_thread(self._connect_reader)
+        try:
+            cursor = connection.execute(
+                "SELECT DISTINCT digest FROM digests WHERE tenant = ? ORDER BY digest", (tenant,)
+            )
+            while found := await asyncio.to_thread(cursor.fetchmany, _DIGESTS_AT_ONCE):
+                yield [row[0] for row in found]
+        except sqlite3.Error as error:
+            raise _error_of(error, self._path) from error
+        finally:
+            connection.close()
+
+    # The journal
+
+    async def position(self) -> int:
+        return self._newest
+
+    async def changes(self, after: int, limit: int) -> list[Change]:
+        if after > self._newest:
+            raise too_old(after, self._newest)
+        recent = self._recent
+        if recent and recent[0].position <= after + 1:
+            # Positions have no gaps, so the place of one follows from the place of another.
+            begin = after + 1 - recent[0].position
+            return list(itertools.islice(recent, begin, begin + limit))
+        if after == self._newest:
+            return []
+
+        def read(connection: sqlite3.Connection) -> list[Change]:
+            (oldest,) = connection.execute("SELECT COALESCE(MIN(position), 0) FROM journal").fetchone()
+            if not oldest or after < oldest - 1:
+                raise too_old(after, oldest)
+            rows = connection.execute(
+                "SELECT position, tenant, kind, name, revision, deleted, time FROM journal"
+                " WHERE position > ? ORDER BY position LIMIT ?",
+                (after, limit),
+            )
+            return [Change(row[0], row[1], Key(*row[2:5]), bool(row[5]), row[6]) for row in rows]
+
+        return await self._read(read)
+
+    async def wait(self, after: int, seconds: float) -> None:
+        if self._newest > after or self._closed:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await asyncio.wait_for(future, seconds)
+        except asyncio.TimeoutError:
+            return
+        finally:
+            self._waiting.discard(future)
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._readers.shutdown)
+        for connection in (*self._connections, self._reader):
+            connection.close()
+        self._stack.close()
+
+
+class _Job:
+    """Something for the writer's thread, and who waits for it."""
+
+    __slots__ = ("error", "future", "result", "work")
+
+    def __init__(self, work: Callable[[Writes], Any], future: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+def _retrieved(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()  # who gave the call up does not ask for it any more
+
+
+def _quoted(path: Path) -> str:
+    return "".join(f"%{ord(each):02x}" if each in "%?#" else each for each in os.fspath(path.absolute()))
+
+
+def _after_prefix(prefix: str) -> str:
+    """Returns the first text that is past all that begin with a prefix; our prefixes end in ``/``."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def _ordered(scan: Scan) -> tuple[str, str, str]:
+    """Returns the index that holds a scan's order, the column that comes before the name, and the order itself."""
+    down = " DESC" if scan.descending else ""
+    if scan.order == "name":
+        index = "records_by_kind" if scan.kind and not scan.every_revision else "records_by_name"
+        return index, "0", f"name{down}, revision DESC"
+    return f"records_by_{scan.order}", scan.order, f"{scan.order}{down}, name, revision DESC"
+
+
+def _past(scan: Scan, place: Place, *, inclusive: bool = False) -> tuple[str, list[Any]]:
+    """Returns the condition for records that come after a place, or up to and with it when ``inclusive``."""
+    later, sooner = ("<", ">") if scan.descending else (">", "<")
+    if scan.order == "name":
+        if inclusive:
+            return f"(name {sooner}= ? AND (name <> ? OR revision >= ?))", [place.name, place.name, place.revision]
+        return f"(name {later}= ? AND (name <> ? OR revision < ?))", [place.name, place.name, place.revision]
+    column = scan.order
+    if inclusive:
+        return (
+            f"({column} {sooner}= ? AND ({column} <> ? OR name < ? OR (name = ? AND revision >= ?)))",
+            [place.order, place.order, place.name, place.name, place.revision],
+        )
+    return (
+        f"({column} {later}= ? AND ({column} <> ? OR name > ? OR (name = ? AND revision < ?)))",
+        [place.order, place.order, place.name, place.name, place.revision],
+    )
+
+
+def _page(connection: sqlite3.Connection, where: list[str], values: list[Any], scan: Scan) -> Page:
+    """Reads a page, in one read transaction.
+
+    With a filter it goes chunk by chunk, so that time is looked at now and then, and the place is known however
+    little was found.
+    """
+    takes = matcher(scan.filter) if scan.filter != EVERYTHING else None
+    filter_sql, filter_values = sqlite_filters.compile(scan.filter)
+    index, order_column, order = _ordered(scan)
+    deadline = time.monotonic() + scan.max_seconds
+    found: list[Record] = []
+    size = 0
+    after = scan.after
+    chunk = _FIRST_CHUNK
+    connection.execute("BEGIN")
+    try:
+        while True:
+            conditions, parameters = list(where), list(values)
+            if after is not None:
+                sql, more = _past(scan, after)
+                conditions.append(sql)
+                parameters += more
+            end: Place | None = None
+            if takes is not None:
+                row = connection.execute(
+                    f"SELECT {order_column}, name, revision FROM records INDEXED BY {index}"
+                    f" WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT 1 OFFSET {chunk - 1}",
+                    parameters,
+                ).fetchone()
+                if row is not None:
+                    end = Place(*row)
+                    sql, more = _past(scan, end, inclusive=True)
+                    conditions.append(sql)
+                    parameters += more
+                conditions.append(filter_sql)
+                parameters += filter_values
+            began = time.monotonic()
+            cursor = connection.execute(
+                f"SELECT {RECORD}, {order_column}{', document' if takes else ''} FROM records INDEXED BY {index}"
+                f" WHERE {' AND '.join(conditions)} ORDER BY {order}"
+                f"{'' if takes else f' LIMIT {scan.limit + 1}'}",
+                parameters,
+            )
+            for row in cursor:
+                # One more row than the page holds tells whether there is more.
+                if len(found) >= scan.limit or size >= scan.max_bytes:
+                    cursor.close()
+                    return Page(found, after)
+                if takes is None or takes(json.loads(row[-1])):
+                    found.append(record_of(row))
+                    size += len(found[-1].body)
+                after = Place(row[8], row[1], row[2])
+                if takes is not None and time.monotonic() > deadline:
+                    cursor.close()
+                    return Page(found, after)
+            if end is None:
+                return Page(found, None)
+            after = end
+            now = time.monotonic()
+            if len(found) >= scan.limit or size >= scan.max_bytes or now > deadline:
+                return Page(found, after)
+            chunk = min(chunk * 2, _LARGEST_CHUNK) if now - began < 0.1 else max(chunk // 2, 100)
+    finally:
+        connection.execute("COMMIT")

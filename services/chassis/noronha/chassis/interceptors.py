@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 from noronha.chassis import principals
 from noronha.chassis.principals import ANONYMOUS, TENANT_HEADER, Kind, Principal, Tokens
 from noronha.rpc.errors import DETAILS_KEY, Internal, NoronhaError, Unauthenticated, to_status

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+
 from noronha.chassis import mesh, principals
 from noronha.chassis.interceptors import Activity, Guard
 from noronha.chassis.mount import Context, ServiceState, make_private, state_error

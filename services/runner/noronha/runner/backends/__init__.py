@@ -1,0 +1,1 @@
+"""Backends of Runner, one module for each scheme of ``runner.backend``."""

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import pytest
+
 from noronha.metadata.backend import (
     Childless,
     Commit,

@@ -162,7 +162,7 @@ class _Reader:
         if isinstance(value, dict) and any(key.startswith("$") for key in value):
             return self.tests(path, value)
         self._count()
-        return Equal(path, value)
+        return Equal(path, _plain("a value", value))
 
     def tests(self, path: Path, operators: dict[str, Any]) -> Node:
         nodes = [self.test(path, operator, value) for operator, value in operators.items()]

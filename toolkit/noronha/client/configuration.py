@@ -33,7 +33,9 @@ def load(directory: Path | None = None, mesh_file: Path | None = None) -> Config
     client = settings.load(file)
     if file == home:
         return Configuration(client, client, None, home)
-    return Configuration(client, settings.load(home), file if file and file.parent != Path.home() / ".nha" else None, home)
+    return Configuration(
+        client, settings.load(home), file if file and file.parent != Path.home() / ".nha" else None, home
+    )
 
 
 def contradiction(configuration: Configuration, running: dict[str, str]) -> str | None:

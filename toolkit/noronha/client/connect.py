@@ -38,7 +38,8 @@ class Mesh:
     """A mesh as a client sees it. Calls raise the classes of ``noronha.rpc.errors``.
 
     ``address`` is ``unix:/path`` or ``host:port``; services that this server does not carry are found through
-    ``Mesh.GetInfo`` when first used, unless ``whole`` says that it carries all. Use it as a context manager, or ``close()`` it.
+    ``Mesh.GetInfo`` when first used, unless ``whole`` says that it carries all. Use it as a context manager, or
+    ``close()`` it.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Mesh:
         self._stubs.clear()
 
     def revive(self) -> None:
-        """Starts an embedded mesh again if it has gone; does nothing for others. Raises as ``noronha.client.mesh.start``."""
+        """Starts an embedded mesh again if it has gone; does nothing for others. Raises as
+        ``noronha.client.mesh.start``."""
         if self._reviver is not None:
             self._reviver()
 
@@ -160,13 +162,11 @@ def read_token(file: str) -> str | None:
         raise InvalidArgument(f"mesh.token_file {file} cannot be read: {why}", reason="BAD_SETTING") from error
 
 
-def connect(
-    configuration: Configuration | None = None, *, start: bool = True, notice: Notice = _silent
-) -> Mesh:
+def connect(configuration: Configuration | None = None, *, start: bool = True, notice: Notice = _silent) -> Mesh:
     """Returns a connection to the mesh that the configuration names, or to the embedded one, started when needed.
 
-    ``notice`` receives lines for the user, such as a service that does not serve. With ``start`` false a missing embedded
-    mesh is Unavailable ``NO_MESH``. Raises as ``noronha.client.mesh.start``; InvalidArgument ``BAD_SETTING``.
+    ``notice`` receives lines for the user, such as a service that does not serve. With ``start`` false a missing
+    embedded mesh is Unavailable ``NO_MESH``. Raises as ``noronha.client.mesh.start``; InvalidArgument ``BAD_SETTING``.
     """
     if configuration is None:
         from noronha.client import configuration as configurations

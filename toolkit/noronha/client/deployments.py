@@ -112,8 +112,8 @@ def wait(
 ) -> deployment_pb2.Deployment:
     """Waits until a deployment is as wanted and returns its record.
 
-    ``wanted`` is the answer to the call that asked for it; ``on_change`` sees each state on the way. Raises WorkFailed with
-    the reason when its replicas fail, also when an older revision goes on serving.
+    ``wanted`` is the answer to the call that asked for it; ``on_change`` sees each state on the way. Raises WorkFailed
+    with the reason when its replicas fail, also when an older revision goes on serving.
     """
     record = wanted
     with Following(mesh, wanted.name, lambda found: settled(found, wanted.generation)) as events:

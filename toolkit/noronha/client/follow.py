@@ -55,9 +55,10 @@ Event = Output | Change
 class Following:
     """An iterator over what happens to one piece of work, until it has ended and its log has been read.
 
-    ``name`` is the full name of the record; ``ended(record)`` says whether the work is over. ``tail`` is the ``TailLogs``
-    method that holds its log, None for work without one; ``log_name`` when the log goes by another name than the record.
-    Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away. Close it when done.
+    ``name`` is the full name of the record; ``ended(record)`` says whether the work is over. ``tail`` is the
+    ``TailLogs`` method that holds its log, None for work without one; ``log_name`` when the log goes by another name
+    than the record. Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away.
+    Close it when done.
     """
 
     def __init__(
@@ -77,6 +78,10 @@ class Following:
         self._closed = threading.Event()
         self._calls: set[Any] = set()
         self._reviving = threading.Lock()
+        self._begun = False
+        self._log_over = tail is None
+        self._record_over = False
+        self._deadline: float | None = None
 
     def __enter__(self) -> Following:
         return self
@@ -90,29 +95,32 @@ class Following:
         for call in list(self._calls):
             call.cancel()
 
-    def __iter__(self) -> Iterator[Event]:
-        threads = [threading.Thread(target=self._watch, daemon=True, name="follow-record")]
-        if self._tail is not None:
-            threads.append(threading.Thread(target=self._read, daemon=True, name="follow-log"))
-        for thread in threads:
-            thread.start()
-        log_over = self._tail is None
-        record_over = False
-        deadline: float | None = None
-        while not (log_over and record_over):
+    def __iter__(self) -> Following:
+        if not self._begun:
+            self._begun = True
+            work = [self._watch] if self._tail is None else [self._watch, self._read]
+            for each in work:
+                threading.Thread(target=each, daemon=True, name=f"follow{each.__name__}").start()
+        return self
+
+    def __next__(self) -> Event:
+        """Returns what happened next; may be called again after an interrupt."""
+        while not (self._log_over and self._record_over):
             try:
-                event = self._queue.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+                left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+                event = self._queue.get(timeout=left)
             except queue.Empty:
-                return
+                break
             if isinstance(event, NoronhaError):
                 raise event
             if event is None:
-                log_over = True
+                self._log_over = True
                 continue
-            yield event
-            if isinstance(event, Change) and not record_over and self._ended(event.record):
-                record_over = True
-                deadline = time.monotonic() + LAST_WORDS
+            if isinstance(event, Change) and not self._record_over and self._ended(event.record):
+                self._record_over = True
+                self._deadline = time.monotonic() + LAST_WORDS
+            return event
+        raise StopIteration
 
     def _put(self, event: Event | NoronhaError | None) -> None:
         while not self._closed.is_set():

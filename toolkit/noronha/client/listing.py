@@ -12,14 +12,14 @@ PAGE = 500
 def every(call: Callable[[Any], Any], request: Any, field: str, *, limit: int | None = None) -> Iterator[Any]:
     """Yields the records of all pages, at most ``limit``.
 
-    ``call`` is a List method of a stub, ``request`` its first request, ``field`` the answer's field that holds the records.
+    ``call`` is a List method of a stub, ``request`` its first request, ``field`` the answer's field that holds the
+    records.
     """
     left = limit
     while left is None or left > 0:
         request.page_size = PAGE if left is None else min(PAGE, left)
         answer = call(request)
-        for record in getattr(answer, field)[:left]:
-            yield record
+        yield from getattr(answer, field)[:left]
         if left is not None:
             left -= len(getattr(answer, field))
         if not answer.next_page_token:

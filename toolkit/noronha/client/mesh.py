@@ -1,4 +1,4 @@
-"""The embedded mesh as its user's commands see it: found on its socket, started in the background, replaced, stopped."""
+"""The embedded mesh as its user's commands see it: found on its socket, started in background, replaced, stopped."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _started: list[subprocess.Popen[bytes]] = []
 def embedded(configuration: Configuration, *, start: bool = True, notice: Notice = _silent) -> Mesh:
     """Returns a connection to the embedded mesh, started when it does not answer.
 
-    A mesh of an older release is replaced; its tasks go on. Raises InvalidArgument ``SETTING_DIFFERS`` when ``./nha.yaml``
-    holds a mesh key that the mesh has otherwise; Unavailable ``NO_MESH`` when none runs and none is to be started; what
-    ``start_mesh`` raises.
+    A mesh of an older release is replaced; its tasks go on. Raises InvalidArgument ``SETTING_DIFFERS`` when
+    ``./nha.yaml`` holds a mesh key that the mesh has otherwise; Unavailable ``NO_MESH`` when none runs and none is to
+    be started; what ``start_mesh`` raises.
     """
     path = configuration.mesh.socket_path
     if not answers(path):
@@ -102,11 +102,13 @@ def answers(path: Path) -> bool:
 def start_mesh(
     configuration: Configuration, *, notice: Notice = _silent, config_file: Path | None = None
 ) -> mesh_pb2.MeshInfo | None:
-    """Starts the mesh in the background in a session of its own, and waits until it answers; a running one is left as it is.
+    """Starts the mesh in the background in a session of its own, and waits until it answers; a running one is left as
+    it is.
 
-    Returns what it tells of itself, None when it ran already. Of several callers at once one starts it and the others wait.
-    Raises Unimplemented ``PLATFORM_NOT_SUPPORTED`` off Linux; FailedPrecondition ``EXTRA_MISSING``, ``SOCKET_PATH_TOO_LONG``,
-    ``STATE_DIR_READ_ONLY``, ``MESH_NOT_STARTED``; ResourceExhausted ``NO_SPACE``; DeadlineExceeded ``MESH_SLOW``.
+    Returns what it tells of itself, None when it ran already. Of several callers at once one starts it and the others
+    wait. Raises Unimplemented ``PLATFORM_NOT_SUPPORTED`` off Linux; FailedPrecondition ``EXTRA_MISSING``,
+    ``SOCKET_PATH_TOO_LONG``, ``STATE_DIR_READ_ONLY``, ``MESH_NOT_STARTED``; ResourceExhausted ``NO_SPACE``;
+    DeadlineExceeded ``MESH_SLOW``.
     """
     path = configuration.mesh.socket_path
     answers(path)
@@ -159,7 +161,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Holds the lock under which one of several clients starts the mesh."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = open(folder / "start.lock", "ab")
+        file = open(folder / "start.lock", "ab")  # noqa: SIM115  closed below; its own errors are told here
     except OSError as error:
         raise _folder_error(folder, error) from error
     with file:
@@ -248,7 +250,9 @@ def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) ->
     deadline = time.monotonic() + timeout
     while answers(path) or _alive(process):
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"the mesh, process {process}, has not ended after {timeout:.0f} s", reason="MESH_SLOW")
+            raise DeadlineExceeded(
+                f"the mesh, process {process}, has not ended after {timeout:.0f} s", reason="MESH_SLOW"
+            )
         time.sleep(0.01)
     return process
 
@@ -307,7 +311,7 @@ def _order(version: str) -> tuple[tuple[int, ...], int, int]:
 
 
 def _stamp(path: Path) -> str:
-    """Identifies one start of the mesh together with this installation: what does not change need not be asked again."""
+    """Identifies one start of the mesh together with this installation: while both stay, its version is known."""
     there, here = os.stat(path), os.stat(__file__)
     return f"{there.st_ino}:{there.st_mtime_ns}:{here.st_mtime_ns}:{here.st_size}:{__file__}"
 

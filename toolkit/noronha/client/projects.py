@@ -19,9 +19,9 @@ CANCEL_TIMEOUT = 60.0
 def remove(mesh: Mesh, name: str) -> dict[str, list[str]]:
     """Stops and deletes a project's deployments, trainings and builds, then its record.
 
-    Returns the full names of what was removed, by kind. Published versions belong to their models and stay. Each part is
-    stopped before its record goes, so a failure leaves what is left visible; call it again. Raises NotFound; what the
-    deletions raise.
+    Returns the full names of what was removed, by kind. Published versions belong to their models and stay. Each part
+    is stopped before its record goes, so a failure leaves what is left visible; call it again. Raises NotFound; what
+    the deletions raise.
     """
     from noronha.v1 import builder_pb2, metadata_pb2
 

@@ -1,4 +1,4 @@
-"""How people write resources (``iris-clf:experiment-v1``) and how the contract does (``models/iris-clf/versions/…``)."""
+"""How people write resources (``iris-clf:v1``) and how the contract does (``models/iris-clf/versions/v1``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ FORMS = {
 def to_name(kind: str, reference: str) -> str:
     """Returns the full name for a reference such as ``iris-clf:experiment-v1`` or, with a revision, ``…@2``.
 
-    Raises InvalidArgument ``BAD_REFERENCE`` for a wrong number of parts, ``BAD_NAME`` for a part that breaks the grammar.
+    Raises InvalidArgument ``BAD_REFERENCE`` for a wrong number of parts, ``BAD_NAME`` for a part that breaks the
+    grammar.
     """
     body, at, revision = reference.partition("@")
     parts = body.split(":")

@@ -23,9 +23,11 @@ SERVICE_TYPES = {"ClusterIP": "CLUSTER_IP", "NodePort": "NODE_PORT", "LoadBalanc
 
 
 def resources(settings: Settings, section: str, profile: str | None = None) -> resources_pb2.Resources | None:
-    """Returns the resources of a named profile, else of the section's own (``nha-train``, ``nha-depl``, ``nha-ide``), else None.
+    """Returns the resources of a named profile, else of the section's own (``nha-train``, ``nha-depl``, ``nha-ide``),
+    else None.
 
-    Raises InvalidArgument ``UNKNOWN_PROFILE`` for a name that no profile has, ``BAD_SETTING`` for a profile that is not right.
+    Raises InvalidArgument ``UNKNOWN_PROFILE`` for a name that no profile has, ``BAD_SETTING`` for a profile that is not
+    right.
     """
     profiles = settings.container_manager.resource_profiles
     if profile is not None and profile not in profiles:
@@ -84,15 +86,13 @@ def _amount(value: Any, path: str) -> resources_pb2.Resources.Amount:
 
 
 def cpu_milli(value: Any, path: str) -> int:
-    """Returns thousandths of a processor for ``0.5``, ``"0.5"`` or ``"500m"``. Raises InvalidArgument ``BAD_SETTING``."""
+    """Returns thousandths of a processor of ``0.5``, ``"0.5"`` or ``"500m"``. Raises InvalidArgument ``BAD_SETTING``."""
     number: float
     try:
         if isinstance(value, bool):
             raise ValueError
-        if isinstance(value, str) and value.endswith("m"):
-            number = float(int(value[:-1]))
-        else:
-            number = float(value) * 1000
+        milli = isinstance(value, str) and value.endswith("m")
+        number = float(int(value[:-1])) if milli else float(value) * 1000
     except (TypeError, ValueError):
         raise bad(path, f"must be a number of processors such as 0.5 or '500m', not {value!r}") from None
     if not math.isfinite(number) or number < 1 or abs(number - round(number)) > 1e-6 or number > 1e9:
@@ -124,7 +124,7 @@ def health_check(settings: Settings) -> health_check_pb2.HealthCheck:
 
 
 def web_server(settings: Settings) -> web_server_pb2.WebServer:
-    """Returns how replicas are to serve. Raises InvalidArgument ``BAD_SETTING`` for a kind of server that is unknown."""
+    """Returns how replicas are to serve. Raises InvalidArgument ``BAD_SETTING`` for an unknown kind of server."""
     from noronha.v1 import web_server_pb2
 
     chosen = settings.web_server

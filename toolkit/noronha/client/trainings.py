@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from noronha.client.connect import Mesh
     from noronha.v1 import mount_pb2, resources_pb2, training_pb2
 
+
 def create(
     mesh: Mesh,
     project: str,
@@ -33,8 +34,8 @@ def create(
 ) -> training_pb2.Training:
     """Starts a training and returns its record, PENDING.
 
-    ``project``, ``build``, ``datasets``, ``pretrained`` and ``target_deployment`` are full names, the build's tag with or
-    without ``@n``. Raises as ``Runner.CreateTraining``.
+    ``project``, ``build``, ``datasets``, ``pretrained`` and ``target_deployment`` are full names, the build's tag with
+    or without ``@n``. Raises as ``Runner.CreateTraining``.
     """
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import runner_pb2, training_pb2

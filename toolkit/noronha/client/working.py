@@ -21,10 +21,10 @@ def working_project(
 ) -> project_pb2.Project:
     """Returns the working project.
 
-    ``named`` is an id given by the user and decides alone; else the project whose ``home_dir`` is ``directory`` (default
-    the current one) or the nearest folder above it; else ``configured``, an id from ``project.working_project``. Raises
-    NotFound for a name that no project has; FailedPrecondition ``NO_WORKING_PROJECT``, or ``AMBIGUOUS_PROJECT`` when
-    several have the same home.
+    ``named`` is an id given by the user and decides alone; else the project whose ``home_dir`` is ``directory``
+    (default the current one) or the nearest folder above it; else ``configured``, an id from
+    ``project.working_project``. Raises NotFound for a name that no project has; FailedPrecondition
+    ``NO_WORKING_PROJECT``, or ``AMBIGUOUS_PROJECT`` when several have the same home.
     """
     from noronha.v1 import metadata_pb2
 

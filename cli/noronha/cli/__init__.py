@@ -1,0 +1,1 @@
+"""The command ``nha``: parses, calls the client, shows."""

@@ -1,0 +1,236 @@
+"""Records as documents with the field names that people know: what ``info``, ``list -e`` and ``-o json`` show."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+from noronha.client.references import last_id, to_key
+
+Document = dict[str, Any]
+
+STATES = {"PENDING": "WAITING", "SUCCEEDED": "FINISHED"}
+"""Words for the states of work, where they differ from the contract's."""
+
+ORIGINS = {"LOCAL": "local", "GIT": "git", "PRE_BUILT": "pre-built"}
+
+
+def state_word(record: Any) -> str:
+    """Returns the word for the state of a build or a training."""
+    name: str = record.status.State.Name(record.status.state)
+    return STATES.get(name, name)
+
+
+def _time(message: Any, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    found: datetime = getattr(message, field).ToDatetime(tzinfo=timezone.utc)
+    return found
+
+
+def _object(text: str) -> Any:
+    return json.loads(text) if text else {}
+
+
+def _details(details_json: str, params_json: str) -> Any:
+    details = _object(details_json)
+    params = _object(params_json)
+    return {"params": params, **details} if params else details
+
+
+def _files(files: Any) -> list[Document]:
+    return [{"name": each.path, "size_bytes": each.size_bytes, "digest": each.digest} for each in files]
+
+
+def _file_spec(spec: Any) -> Document:
+    return {
+        "name": spec.name,
+        "desc": spec.description,
+        "required": spec.required if spec.HasField("required") else True,
+        "max_mb": spec.max_mb if spec.HasField("max_mb") else 2048,
+    }
+
+
+def _task(status: Any, word: str) -> Document:
+    task: Document = {
+        "state": word,
+        "progress": round(status.progress, 4),
+        "start_time": _time(status, "start_time"),
+        "update_time": _time(status, "update_time"),
+        "end_time": _time(status, "end_time"),
+        "error": status.error.message,
+        "reason": status.reason,
+    }
+    if status.HasField("exit_code"):
+        task["exit_code"] = status.exit_code
+    if status.HasField("limits_applied"):
+        task["limits_applied"] = status.limits_applied
+    return task
+
+
+def _resources(message: Any) -> Document | None:
+    found: Document = {"profile": message.profile}
+    for key in ("requests", "limits"):
+        if message.HasField(key):
+            amount = getattr(message, key)
+            found[key] = {"cpu": amount.cpu_milli / 1000, "memory": amount.memory_mb}
+    if message.enable_gpu:
+        found["enable_gpu"] = True
+    return found if len(found) > 1 or message.profile else None
+
+
+def _mounts(mounts: Any) -> list[str]:
+    return [f"{each.source}:{each.target}:{'ro' if each.read_only else 'rw'}" for each in mounts]
+
+
+def model(message: Any) -> Document:
+    """Returns a model definition."""
+    return {
+        "name": last_id(message.name),
+        "desc": message.description,
+        "model_files": [_file_spec(each) for each in message.model_files],
+        "data_files": [_file_spec(each) for each in message.data_files],
+        "labels": dict(message.labels),
+        "created": _time(message, "create_time"),
+        "modified": _time(message, "update_time"),
+    }
+
+
+def project(message: Any) -> Document:
+    """Returns a project."""
+    return {
+        "name": last_id(message.name),
+        "desc": message.description,
+        "models": [last_id(each) for each in message.models],
+        "home_dir": message.home_dir,
+        "git_repo": message.git_repository,
+        "docker_repo": message.docker_repository,
+        "labels": dict(message.labels),
+        "created": _time(message, "create_time"),
+        "modified": _time(message, "update_time"),
+    }
+
+
+def build(message: Any) -> Document:
+    """Returns a revision of a build version."""
+    origin = message.source.Origin.Name(message.source.origin)
+    return {
+        "tag": last_id(message.name),
+        "proj": message.name.split("/")[1],
+        "revision": message.revision,
+        "docker_id": message.artifact.id,
+        "image": message.artifact.image,
+        "python_version": message.artifact.python_version,
+        "size_bytes": message.artifact.size_bytes or None,
+        "git_version": message.source.git_commit,
+        "git_dirty": message.source.git_dirty if message.source.git_commit else None,
+        "built_at": _time(message, "build_time"),
+        "built_from": ORIGINS.get(origin, ""),
+        "task": _task(message.status, state_word(message)),
+        "notices": list(message.notices),
+        "labels": dict(message.labels),
+        "modified": _time(message, "update_time"),
+    }
+
+
+def dataset(message: Any) -> Document:
+    """Returns a revision of a dataset."""
+    return {
+        "name": last_id(message.name),
+        "model": message.name.split("/")[1],
+        "revision": message.revision,
+        "stored": message.stored,
+        "compressed": message.compressed,
+        "lightweight": message.storage_class == 2,
+        "details": _object(message.details_json),
+        "size_bytes": message.size_bytes,
+        "files": _files(message.files),
+        "labels": dict(message.labels),
+        "modified": _time(message, "create_time"),
+    }
+
+
+def model_version(message: Any) -> Document:
+    """Returns a revision of a model version."""
+    return {
+        "name": last_id(message.name),
+        "model": message.name.split("/")[1],
+        "revision": message.revision,
+        "train": to_key(message.training or message.training_snapshot.name),
+        "ds": to_key(message.dataset),
+        "pretrained": to_key(message.pretrained),
+        "stored": message.stored,
+        "compressed": message.compressed,
+        "lightweight": message.storage_class == 2,
+        "details": _object(message.details_json),
+        "size_bytes": message.size_bytes,
+        "files": _files(message.files),
+        "labels": dict(message.labels),
+        "modified": _time(message, "create_time"),
+    }
+
+
+def training(message: Any) -> Document:
+    """Returns a training."""
+    document: Document = {
+        "name": last_id(message.name),
+        "proj": message.name.split("/")[1],
+        "bvers": to_key(message.build),
+        "notebook": message.notebook,
+        "task": _task(message.status, state_word(message)),
+        "details": _details(message.details_json, message.params_json),
+        "ds": [to_key(each) for each in message.datasets],
+        "pretrained": [to_key(each) for each in message.pretrained],
+        "movers": [to_key(each) for each in message.published],
+        "env_vars": dict(message.environment),
+        "mounts": _mounts(message.mounts),
+        "resources": _resources(message.resources) if message.HasField("resources") else None,
+        "target_deploy": to_key(message.target_deployment),
+        "warnings": list(message.warnings),
+        "labels": dict(message.labels),
+        "created": _time(message, "create_time"),
+        "modified": _time(message, "update_time"),
+    }
+    if message.HasField("target_deployment_updated"):
+        document["deploy_update"] = message.target_deployment_updated
+    return document
+
+
+def deployment(message: Any) -> Document:
+    """Returns a deployment."""
+    spec, status = message.spec, message.status
+    return {
+        "name": last_id(message.name),
+        "proj": message.name.split("/")[1],
+        "state": status.State.Name(status.state),
+        "availability": f"{status.availability:.0%}",
+        "bvers": to_key(spec.build),
+        "notebook": spec.notebook,
+        "movers": [to_key(each) for each in spec.model_versions],
+        "details": _details(message.details_json, spec.params_json),
+        "replicas": message.replicas if message.HasField("replicas") else 1,
+        "ready_replicas": status.ready_replicas,
+        "host_port": message.port or None,
+        "address": status.address,
+        "port_error": status.port_error,
+        "revision": message.revision,
+        "serving_revision": status.serving_revision,
+        "revisions": [
+            {
+                "revision": each.revision,
+                "replicas": each.desired_replicas,
+                "ready": each.ready_replicas,
+                "error": each.error.message,
+            }
+            for each in status.revisions
+        ],
+        "error": status.error.message,
+        "reason": status.reason,
+        "env_vars": dict(spec.environment),
+        "mounts": _mounts(spec.mounts),
+        "resources": _resources(spec.resources) if spec.HasField("resources") else None,
+        "labels": dict(message.labels),
+        "created": _time(message, "create_time"),
+        "modified": _time(message, "update_time"),
+    }

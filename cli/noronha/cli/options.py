@@ -1,0 +1,162 @@
+"""Options that several commands share, and the kinds of value they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from noronha.cli.output import FORMATS
+from noronha.cli.target import Target
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _set_output(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.ensure_object(Target).output = value
+
+
+def output_option() -> click.Option:
+    """Returns ``-o/--output``, which stands before the subject and after the command alike."""
+    return click.Option(
+        ["-o", "--output"], type=click.Choice(FORMATS), callback=_set_output, expose_value=False,
+        help="How results are shown: text for people (default), or json, yaml, table, name.",
+    )  # fmt: skip
+
+
+class Leaf(click.Command):
+    """A command that acts; it takes ``-o`` like all of them."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.params.append(output_option())
+
+
+class Subject(click.Group):
+    """A subject with its commands."""
+
+    command_class = Leaf
+
+
+class JsonText(click.ParamType):
+    """JSON as text, checked to be an object and handed on as written."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+
+        def twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) != len(pairs):
+                keys = [key for key, _ in pairs]
+                raise ValueError(f"it holds the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+            return found
+
+        def constant(word: str) -> NoReturn:
+            raise ValueError(f"it holds {word}, which is not JSON")
+
+        try:
+            found = json.loads(text, object_pairs_hook=twice, parse_constant=constant)
+        except json.JSONDecodeError as error:
+            self.fail(f"{_short(text)} is not JSON: {error.msg} at character {error.pos + 1}", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{_short(text)} cannot be taken: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f'{_short(text)} is not a JSON object such as {{"key": "value"}}', param, ctx)
+        return text
+
+
+class KeyValue(click.ParamType):
+    """``KEY=VALUE``, cut at the first ``=``."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, separator, content = str(value).partition("=")
+        if not separator or not key:
+            self.fail(f"{_short(value)} is not KEY=VALUE", param, ctx)
+        return key, content
+
+
+class MountText(click.ParamType):
+    """``source:target`` or ``source:target:rw|ro``."""
+
+    name = "SOURCE:TARGET:MODE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, bool]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        mode = parts.pop() if len(parts) == 3 else "rw"
+        if len(parts) != 2 or not all(parts) or mode not in ("rw", "ro"):
+            self.fail(f"{_short(value)} is not SOURCE:TARGET:rw or SOURCE:TARGET:ro", param, ctx)
+        return parts[0], parts[1], mode == "ro"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+JSON = JsonText()
+KEY_VALUE = KeyValue()
+MOUNT = MountText()
+
+
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Returns a decorator that applies several, the first one outermost."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def listing(*, order: bool = True) -> Callable[[Command], Command]:
+    """The options of every ``list``."""
+    return stack(
+        click.option("-f", "--filter", "query", type=JSON, help="Query in MongoDB's JSON syntax."),
+        click.option("-e", "--expand", is_flag=True, help="Show each record's fields."),
+        click.option("--limit", type=click.IntRange(min=1), help="Show at most this many records."),
+        click.option(
+            "--order-by", metavar="FIELD",
+            help="Order by name, create_time or update_time; add ' desc' for the reverse (default: name).",
+        ),
+    )  # fmt: skip
+
+
+def project(text: str = "Name of the project (default: current working project).") -> Callable[[Command], Command]:
+    """``--proj``."""
+    return click.option("--proj", help=text)
+
+
+def tag(text: str) -> Callable[[Command], Command]:
+    """``-t/--tag``."""
+    return click.option("-t", "--tag", default="latest", show_default=True, help=text)
+
+
+environment = click.option(
+    "-e", "--env-var", "environment", type=KEY_VALUE, multiple=True,
+    help="Environment variable in the form KEY=VALUE. Can be given several times.",
+)  # fmt: skip
+
+mounts = click.option(
+    "-m", "--mount", "mounts", type=MOUNT, multiple=True,
+    help="A host path or volume to mount: <host_path_or_volume>:<path inside>:<rw/ro>, such as "
+    "/home/user/data:/data:rw. Can be given several times.",
+)  # fmt: skip
+
+resource_profile = click.option(
+    "--resource-profile", "--rp", "resource_profile",
+    help="Name of a resource profile, configured in your nha.yaml file.",
+)  # fmt: skip
+
+lightweight = click.option("--lightweight", "--lw", "lightweight", is_flag=True, help="Use the lightweight storage.")

@@ -1,0 +1,1 @@
+"""One module for each subject of the command, imported when it is used."""

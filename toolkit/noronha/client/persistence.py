@@ -1,0 +1,36 @@
+"""Calls that are safe to repeat, repeated until the mesh is back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from noronha.rpc.errors import Unavailable
+
+if TYPE_CHECKING:
+    from noronha.client.connect import Mesh
+
+PATIENCE = 60.0
+"""Seconds that the mesh may be away."""
+
+Answer = TypeVar("Answer")
+
+
+def persistently(mesh: Mesh, call: Callable[[], Answer], *, patience: float = PATIENCE) -> Answer:
+    """Returns what ``call()`` returns, called again while the mesh is away; an embedded one is started again.
+
+    Only for calls whose repeat is harmless: reads, and writes that carry one request id through all repeats. Raises
+    Unavailable after ``patience`` seconds, and at once whatever else the call raises.
+    """
+    deadline = time.monotonic() + patience
+    pause = 0.1
+    while True:
+        try:
+            return call()
+        except Unavailable as error:
+            if time.monotonic() + pause > deadline or error.reason != Unavailable.default_reason:
+                raise
+        mesh.revive()
+        time.sleep(pause)
+        pause = min(pause * 2, 2.0)

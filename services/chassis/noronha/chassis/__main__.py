@@ -8,8 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import os
 import sys
 from pathlib import Path
+
+# What gRPC's core says of a port in use, our own line says better; read when grpc is imported, so set before.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from noronha.chassis import serve
 from noronha.rpc import settings

@@ -126,9 +126,9 @@ def _lines(text: str) -> list[tuple[int, str]]:
     for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         start = start or number
         if raw.rstrip().endswith("\\") and not raw.lstrip().startswith("#"):
-            open_line += raw.rstrip()[:-1] + " "
+            open_line += raw.strip()[:-1].strip() + " "
             continue
-        line = re.sub(r"(^|\s)#.*$", "", open_line + raw).strip()
+        line = re.sub(r"(^|\s)#.*$", "", open_line + raw.strip()).strip()
         if line:
             joined.append((start, line))
         open_line, start = "", 0

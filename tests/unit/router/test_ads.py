@@ -131,7 +131,7 @@ class Model:
                 response_nonce=self._nonces.get(url, ""),
                 resource_names=list(names),
                 version_info=self.versions.get(url, ""),
-            )  # fmt: skip
+            )
         )
 
     @staticmethod

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from noronha.router.envoy import Envoy
 from noronha.router.proxy import Proxy
 from noronha.router.resources import LISTENER
 
-from .conftest import Rig, ask, eventually, free_port, listening
+from .rig import Rig, ask, eventually, free_port, listening
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -45,10 +44,12 @@ async def test_of_many_that_start_at_once_one_wins(rig: Rig) -> None:
     kept = rig.folder / "kept.json"
     kept.write_text(rig.envoy._bootstrap)
     many = [
-        subprocess.Popen([sys.executable, "-c", code, str(rig.folder), str(kept)], stdout=subprocess.PIPE, text=True)
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, str(rig.folder), str(kept), stdout=asyncio.subprocess.PIPE
+        )
         for _ in range(4)
     ]
-    said = [(await asyncio.to_thread(each.communicate, timeout=60))[0].strip() for each in many]
+    said = [(await asyncio.wait_for(each.communicate(), 60))[0].decode().strip() for each in many]
     assert sorted(said) == ["False", "False", "False", "True"]
     pid = await eventually(rig.envoy.pid, "the one Envoy opens its admin socket")
     assert pid not in {each.pid for each in many}

@@ -13,7 +13,7 @@ import pytest
 
 from noronha.v1 import traffic_pb2
 
-from .conftest import Answer, Rig, ask, eventually, free_port, listening
+from .rig import Answer, Rig, ask, eventually, free_port, listening
 
 pytestmark = pytest.mark.timeout(90)
 

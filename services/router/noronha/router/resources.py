@@ -224,7 +224,6 @@ def _cluster_frame(check: bytes, sticky: bool, eds: bool) -> bytes:
     return bytes(
         cluster.Cluster(
             type=cluster.ClusterDiscoveryType.EDS if eds else cluster.ClusterDiscoveryType.STRICT_DNS,
-            dns_refresh_rate=None if eds else seconds(5),
             connect_timeout=CONNECT_TIMEOUT,
             load_balancing_policy=_RING_HASH if sticky else _LEAST_REQUEST,
             common_lb_config=_PANIC,

@@ -51,3 +51,20 @@ def _children():
     import psutil
 
     return {one.pid for one in psutil.Process(os.getpid()).children(recursive=True)}
+
+
+@pytest.fixture
+def nothing_left_of():
+    """Returns a context at whose end the kernel of a run and all it started must be gone."""
+    import contextlib
+
+    import psutil
+
+    @contextlib.contextmanager
+    def watch(run):
+        family = [psutil.Process(run.kernel.pid), *psutil.Process(run.kernel.pid).children(recursive=True)]
+        yield
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
+
+    return watch

@@ -69,7 +69,7 @@ def execute(
     on_progress: Callable[[float], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> Result:
-    """Executes ``notebook``, keeps it with its outputs in ``executed``, and returns how it ended; never raises for that.
+    """Executes ``notebook``, keeps it with its outputs in ``executed``, returns how it ended; never raises for that.
 
     ``interpreter`` is the Python that runs the cells, ``cwd`` its folder (default: the notebook's), ``environment`` all
     of its variables (default: ours). ``on_output`` gets text as cells put it out, ``on_progress`` the share of cells

@@ -13,8 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import command_rows
 import measure
 import metadata_rows
+import serving_rows
+import store_rows
+import training_rows
 
-assert command_rows and metadata_rows
+MODULES = (command_rows, metadata_rows, store_rows, training_rows, serving_rows)
+"""Importing them registers their rows."""
 
 
 def main() -> int:

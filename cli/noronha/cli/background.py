@@ -34,7 +34,7 @@ def leave(target: Target, arguments: list[str]) -> int:
 
 
 def without_background(arguments: list[str]) -> list[str]:
-    """Returns the arguments without ``-b`` among the global flags, also where it is joined with others as in ``-bs``."""
+    """Returns the arguments without ``-b`` among the global flags, also where it is joined to others as in ``-bs``."""
     kept: list[str] = []
     rest = list(arguments)
     while rest:

@@ -41,7 +41,7 @@ class Subject(click.Group):
     command_class = Leaf
 
 
-class JsonText(click.ParamType):
+class JsonText(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """JSON as text, checked to be an object and handed on as written."""
 
     name = "JSON"
@@ -70,7 +70,7 @@ class JsonText(click.ParamType):
         return text
 
 
-class KeyValue(click.ParamType):
+class KeyValue(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """``KEY=VALUE``, cut at the first ``=``."""
 
     name = "KEY=VALUE"
@@ -84,7 +84,7 @@ class KeyValue(click.ParamType):
         return key, content
 
 
-class MountText(click.ParamType):
+class MountText(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """``source:target`` or ``source:target:rw|ro``."""
 
     name = "SOURCE:TARGET:MODE"

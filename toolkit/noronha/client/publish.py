@@ -29,7 +29,7 @@ Replace = Callable[[Any], bool]
 class Files:
     """The files of a publishing, as they lie on this machine."""
 
-    path: Path | None
+    path: Path | str | None
     """Folder or single file; None publishes no files."""
     compress: bool = False
     """Whether they are kept as one tar.gz archive."""
@@ -199,7 +199,8 @@ def _next(
     paths = [key for key, value in fields.items() if value is not None]
     record = _record(kind, files, fields)
     record.name = name
-    upload, held = "", []
+    upload: str = ""
+    held: list[file_pb2.File] = []
     if files is not None:
         lightweight = current.storage_class == file_pb2.STORAGE_CLASS_LIGHTWEIGHT
         files = Files(files.path, files.compress, lightweight)
@@ -225,7 +226,7 @@ def _find(mesh: Mesh, kind: _Kind, name: str) -> Any:
 def _record(kind: _Kind, files: Files | None, fields: dict[str, str | None]) -> Any:
     from noronha.v1 import dataset_pb2, model_version_pb2
 
-    given = {key: value for key, value in fields.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
     record: Any = dataset_pb2.Dataset(**given) if kind is _DATASET else model_version_pb2.ModelVersion(**given)
     if files is not None:
         record.compressed = files.compress and files.path is not None
@@ -233,7 +234,7 @@ def _record(kind: _Kind, files: Files | None, fields: dict[str, str | None]) -> 
     return record
 
 
-def _storage_class(files: Files) -> file_pb2.StorageClass:
+def _storage_class(files: Files) -> file_pb2.StorageClass.ValueType:
     from noronha.v1 import file_pb2
 
     return file_pb2.STORAGE_CLASS_LIGHTWEIGHT if files.lightweight else file_pb2.STORAGE_CLASS_STANDARD
@@ -258,7 +259,7 @@ def _upload(
     specs = getattr(definition, kind.specs)
     if not specs:
         notice(f"Publishing {kind.title} without a strict file definition")
-    collected = packing.collect_files(files.path, specs, lightweight=files.lightweight)
+    collected = packing.collect_files(Path(files.path), specs, lightweight=files.lightweight)
     for line in collected.notices:
         notice(line)
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,99 @@
+"""Writes the reference of all commands from the commands: ``python -m noronha.cli.reference > cli/README.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from noronha.cli import failures
+from noronha.cli.main import root
+
+HEAD = """\
+# cli
+
+The `nha` command (also `noronha`), for people and scripts at a terminal: it parses, calls `noronha.client`, and shows.
+
+- `main.py` holds the global options and the one place for errors; `subjects/` holds one file for each subject, loaded
+  when used; `output.py` and `documents.py` say how records look; `filters.py` holds the table that turns the field
+  paths of Noronha 1.6 in `--filter` into the contract's.
+- Results go to standard output, everything said on the way to standard error. The text is the same on a terminal and in
+  a pipe; machines use `-o json|yaml|table|name`, before the subject or after the command.
+- The command starts fast because nothing but `click` is imported before it is needed; a test says so.
+
+The reference below is written by `python -m noronha.cli.reference > cli/README.md`; a test holds it to the commands.
+
+## Exit codes
+
+"""
+
+
+def write() -> str:
+    """Returns the reference as Markdown."""
+    text = HEAD + _exit_codes() + "\n## nha\n\n"
+    context = click.Context(root, info_name="nha")
+    text += _describe(root, context)
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
+        assert command is not None
+        text += "".join(_sections(command, click.Context(command, info_name=name, parent=context)))
+    return text
+
+
+def _exit_codes() -> str:
+    lines = (failures.__doc__ or "").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|")) + "\n"
+
+
+def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
+    yield f"## {context.command_path}\n\n" if isinstance(command, click.Group) else f"### {context.command_path}\n\n"
+    yield _describe(command, context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _sections(inner, click.Context(inner, info_name=name, parent=context))
+
+
+def _describe(command: click.Command, context: click.Context) -> str:
+    text = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n")) + "\n\n"
+    rows = [
+        f"| `{_usage(option)}` | {_meaning(option)} |"
+        for option in command.params
+        if isinstance(option, click.Option) and "--output" not in option.opts
+    ]
+    if rows:
+        text += "| option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n\n"
+    return text
+
+
+def _usage(option: click.Option) -> str:
+    """Returns how an option is written, whichever release of click is installed."""
+    names = ", ".join(sorted(option.opts, key=len))
+    if option.is_flag:
+        return names
+    kind = option.type
+    if option.metavar:
+        value = option.metavar
+    elif isinstance(kind, click.Choice):
+        value = "\\|".join(str(choice) for choice in kind.choices)
+    elif isinstance(kind, click.IntRange):
+        value = "NUMBER"
+    elif isinstance(kind, click.Path):
+        value = "PATH"
+    else:
+        value = "TEXT" if kind is click.STRING else kind.name
+    return f"{names} {value}"
+
+
+def _meaning(option: click.Option) -> str:
+    text = " ".join((option.help or "").split()).replace("|", "\\|")
+    if option.required:
+        text += " Required."
+    if option.show_default:
+        text += f" Default: `{option.default}`."
+    return text
+
+
+if __name__ == "__main__":
+    print(write().rstrip())

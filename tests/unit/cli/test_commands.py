@@ -1,0 +1,167 @@
+"""The shape of the command: help everywhere, a fresh reference, a light start, one line for each error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from noronha.cli import background, main, reference
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _tree(command: click.Command, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    yield context.command_path, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _tree(inner, click.Context(inner, info_name=name, parent=context))
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    return list(_tree(main.root, click.Context(main.root, info_name="nha")))
+
+
+@pytest.mark.parametrize("path,command", commands(), ids=[path for path, _ in commands()])
+def test_every_command_and_option_has_help(path: str, command: click.Command) -> None:
+    assert command.help and command.help.strip(), f"{path} has no help"
+    silent = [each.name for each in command.params if isinstance(each, click.Option) and not each.help]
+    assert silent == [], f"options of {path} without help"
+    assert all(isinstance(each, click.Option) for each in command.params), f"{path} takes bare arguments"
+
+
+@pytest.mark.parametrize("path,command", commands(), ids=[path for path, _ in commands()])
+def test_every_command_takes_output_and_no_option_twice(path: str, command: click.Command) -> None:
+    names = [name for each in command.params for name in each.opts]
+    assert len(names) == len(set(names)), f"{path} has an option twice"
+    if not isinstance(command, click.Group):
+        assert "-o" in names and "--output" in names
+
+
+def test_the_subjects_lines_are_their_own() -> None:
+    for name, line in main.SUBJECTS.items():
+        subject = main.root.get_command(click.Context(main.root), name)
+        assert subject is not None and subject.help == line
+
+
+def test_the_reference_is_fresh() -> None:
+    written = (ROOT / "cli" / "README.md").read_text(encoding="utf-8")
+    assert written == reference.write().rstrip() + "\n", "run: python -m noronha.cli.reference > cli/README.md"
+
+
+def _imported(*arguments: str) -> set[str]:
+    code = (
+        "import sys; from noronha.cli.main import main; code = main(sys.argv[1:]); "
+        "sys.stdout.flush(); print(*sorted(sys.modules), file=sys.stderr); sys.exit(code)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(answer.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "new", "--help"), ("mesh", "--help")])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    heavy = {"grpc", "google.protobuf", "yaml", "noronha.rpc.settings", "noronha.client.connect", "asyncio", "rich"}
+    assert _imported(*arguments) & heavy == set()
+
+
+def test_help_loads_no_subject() -> None:
+    assert not [name for name in _imported("--help") if name.startswith("noronha.cli.subjects.")]
+
+
+def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("NHA_")}
+    return subprocess.run(
+        [sys.executable, "-m", "noronha.cli.main", *arguments], capture_output=True, text=True, timeout=60, check=False,
+        cwd=cwd or home, stdin=subprocess.DEVNULL, env={**kept, "HOME": str(home), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments,part",
+    [
+        (("nonsense",), "nonsense"),
+        (("model", "nonsense"), "nonsense"),
+        (("model", "new"), "--name"),
+        (("model", "new", "--name", "m", "--model-file", "{"), "not JSON"),
+        (("model", "new", "--name", "m", "--model-file", '{"name": "a", "size": 1}'), "size"),
+        (("model", "new", "--name", "m", "--model-file", '{"name": "a", "max_mb": "1"}'), "max_mb"),
+        (("model", "new", "--name", "m", "--model-file", '{"max_mb": 1}'), "name"),
+        (("train", "new", "--nb", "n", "--params", "[1]"), "not a JSON object"),
+        (("train", "new", "--nb", "n", "--params", '{"a": NaN}'), "NaN"),
+        (("train", "new", "--nb", "n", "--params", '{"a": 1, "a": 2}'), "twice"),
+        (("train", "new", "--nb", "n", "-e", "A"), "KEY=VALUE"),
+        (("train", "new", "--nb", "n", "-e", "A=1", "-e", "A=2"), "twice"),
+        (("train", "new", "--nb", "n", "-m", "/a"), "SOURCE:TARGET"),
+        (("train", "new", "--nb", "n", "-m", "/a:/b:rx"), "SOURCE:TARGET"),
+        (("train", "new", "--nb", "n", "--ds", "iris"), "model:name"),
+        (("train", "new", "--nb", "n", "--rp", "huge"), "huge"),
+        (("depl", "new", "--port", "0"), "0"),
+        (("depl", "new", "--port", "65536"), "65536"),
+        (("proj", "build", "--from-here", "--from-git"), "--from-git"),
+        (("model", "update", "--name", "m"), "nothing to update"),
+        (("model", "list", "--limit", "0"), "0"),
+        (("-o", "xml", "version"), "xml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
+    """Before any mesh is started, so nothing can have changed."""
+    answer = nha(*arguments, home=tmp_path)
+    lines = answer.stderr.strip().splitlines()
+    assert answer.returncode == 2, answer
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and part in lines[0] and lines[0].endswith("]"), lines
+    assert answer.stdout == "" and not (tmp_path / ".nha").exists()
+
+
+def test_an_unknown_setting_is_one_line_that_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "nha.yaml").write_text("ruoter: {port: 1}\n")
+    answer = nha("model", "list", home=tmp_path)
+    assert answer.returncode == 2 and "router" in answer.stderr and "[BAD_SETTING]" in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    (tmp_path / "nha.yaml").write_text("ruoter: {port: 1}\n")
+    assert "Traceback" in nha("-d", "model", "list", home=tmp_path).stderr
+
+
+def test_version_is_shown_for_people_and_machines(tmp_path: Path) -> None:
+    assert nha("version", home=tmp_path).stdout.startswith("Noronha Dataops v")
+    assert nha("version", "-o", "json", home=tmp_path).stdout.startswith('{"version": "')
+    assert nha("-o", "json", "version", home=tmp_path).stdout.startswith('{"version": "')
+
+
+@pytest.mark.parametrize(
+    "given,kept",
+    [
+        (["-b", "model", "list"], ["model", "list"]),
+        (["-bs", "model", "list", "-b"], ["-s", "model", "list", "-b"]),
+        (["-sbl", "WARN", "-p", "proj", "list"], ["-sl", "WARN", "-p", "proj", "list"]),
+        (["-l", "-b", "x"], ["-l", "-b", "x"]),
+        (["--background", "--skip-questions", "train"], ["--skip-questions", "train"]),
+        (["-ojson", "-b", "train"], ["-ojson", "train"]),
+    ],
+)
+def test_the_flag_for_background_is_taken_out(given: list[str], kept: list[str]) -> None:
+    assert background.without_background(given) == kept
+
+
+def test_background_returns_at_once_and_logs_to_the_file(tmp_path: Path) -> None:
+    answer = nha("-b", "version", home=tmp_path)
+    log = tmp_path / ".nha" / "logs" / "noronha.log"
+    assert answer.returncode == 0 and str(log) in answer.stdout
+    import time
+
+    deadline = time.monotonic() + 30
+    while "Noronha Dataops v" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)

@@ -1,0 +1,41 @@
+"""How people write names, and how the contract does."""
+
+from __future__ import annotations
+
+import pytest
+
+from noronha.client.references import last_id, to_key, to_name
+from noronha.rpc.errors import InvalidArgument
+
+
+@pytest.mark.parametrize(
+    "kind,reference,name",
+    [
+        ("model", "iris", "models/iris"),
+        ("model_version", "iris-clf:experiment-v1", "models/iris-clf/versions/experiment-v1"),
+        ("model_version", "iris-clf:v1@2", "models/iris-clf/versions/v1@2"),
+        ("dataset", "iris-clf:d", "models/iris-clf/datasets/d"),
+        ("build", "p:my_tag", "projects/p/builds/my_tag"),
+        ("training", "p:t", "projects/p/trainings/t"),
+    ],
+)
+def test_there_and_back(kind: str, reference: str, name: str) -> None:
+    assert to_name(kind, reference) == name
+    assert to_key(name) == reference
+
+
+@pytest.mark.parametrize(
+    "kind,reference",
+    [
+        ("model_version", "iris"), ("model_version", "a:b:true"), ("model_version", ""), ("model", "a:b"),
+        ("model_version", "iris:v1@0"), ("model_version", "iris:v1@x"), ("model", "iris@1"), ("dataset", "../x:y"),
+        ("training", "p:a_b"),
+    ],
+)  # fmt: skip
+def test_what_is_no_reference_is_refused(kind: str, reference: str) -> None:
+    with pytest.raises(InvalidArgument):
+        to_name(kind, reference)
+
+
+def test_the_last_id_has_no_revision() -> None:
+    assert last_id("models/m/versions/v@3") == "v"

@@ -25,6 +25,10 @@ def run(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+def blob(folder: Path, name: str) -> bytes:
+    return subprocess.run(["git", "cat-file", "blob", name], cwd=folder, check=True, capture_output=True).stdout
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Two commits on main, a tag on the first, a branch that sorts before main."""
@@ -50,7 +54,9 @@ def repository(tmp_path: Path) -> Path:
 async def export(repository: str | Path, reference: str, target: Path) -> git.Export:
     url = str(repository)
     transport = git.check_repository(url, ["/"])
-    return await git.export(url, git.check_reference(reference), target, transport=transport, mark=target.name, log=print)
+    return await git.export(
+        url, git.check_reference(reference), target, transport=transport, mark=target.name, log=print
+    )
 
 
 async def test_the_default_branch_is_what_the_repository_says(repository: Path, tmp_path: Path) -> None:
@@ -71,7 +77,7 @@ async def test_branches_tags_and_commits_can_be_named(repository: Path, tmp_path
 async def test_files_are_exactly_the_committed_ones(repository: Path, tmp_path: Path) -> None:
     found = await export(repository, "main", tmp_path / "x")
     by_path = {file.path: file for file in found.files}
-    committed = subprocess.run(["git", "cat-file", "blob", "main:a.txt"], cwd=repository, check=True, capture_output=True).stdout
+    committed = blob(repository, "main:a.txt")
     assert (tmp_path / "x" / "files" / "a.txt").read_bytes() == committed
     assert by_path["a.txt"].digest == "sha256:" + hashlib.sha256(committed).hexdigest()
     assert by_path["run.sh"].executable
@@ -161,7 +167,9 @@ async def test_addresses_of_the_machines_surroundings_are_refused(tmp_path: Path
     assert caught.value.reason == "BAD_REPOSITORY"
 
 
-@pytest.mark.parametrize("reference", ["--upload-pack=id", "-x", "a..b", "a b", "a\nb", "a:b", "refs/heads/*", "a@{1}", "/a", "a/", "a.lock"])
+@pytest.mark.parametrize(
+    "reference", ["--upload-pack=id", "-x", "a..b", "a b", "a\nb", "a:b", "refs/heads/*", "a@{1}", "/a", "a/", "a.lock"]
+)
 def test_references_that_could_be_something_else_are_refused(reference: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         git.check_reference(reference)

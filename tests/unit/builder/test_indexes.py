@@ -9,7 +9,9 @@ from noronha.builder import indexes
 
 def test_what_pip_is_told_fills_the_gaps(tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
-    file.write_text("[global]\nindex-url = https://index.local/simple\nextra-index-url =\n  https://one\n  https://two\n")
+    file.write_text(
+        "[global]\nindex-url = https://index.local/simple\nextra-index-url =\n  https://one\n  https://two\n"
+    )
     found = indexes.for_uv({"PIP_FIND_LINKS": "/a /b", "PIP_CERT": "/ca.pem"}, pip_files=[file])
     assert found["UV_DEFAULT_INDEX"] == "https://index.local/simple"
     assert found["UV_EXTRA_INDEX_URL"] == "https://one https://two"
@@ -28,11 +30,16 @@ def test_what_uv_is_told_stands(tmp_path: Path) -> None:
 def test_the_variable_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
     file.write_text("[global]\nindex-url = https://file\n")
-    assert indexes.for_uv({"PIP_INDEX_URL": "https://variable"}, pip_files=[file])["UV_DEFAULT_INDEX"] == "https://variable"
+    assert (
+        indexes.for_uv({"PIP_INDEX_URL": "https://variable"}, pip_files=[file])["UV_DEFAULT_INDEX"]
+        == "https://variable"
+    )
 
 
 def test_the_meshs_own_environment_and_settings_stay_out() -> None:
-    found = indexes.for_uv({"VIRTUAL_ENV": "/v", "PYTHONPATH": "/p", "NHA_MONGO__PSWD": "x", "HOME": "/h"}, pip_files=[])
+    found = indexes.for_uv(
+        {"VIRTUAL_ENV": "/v", "PYTHONPATH": "/p", "NHA_MONGO__PSWD": "x", "HOME": "/h"}, pip_files=[]
+    )
     assert "HOME" in found
     assert not {"VIRTUAL_ENV", "PYTHONPATH", "NHA_MONGO__PSWD"} & set(found)
 
@@ -44,4 +51,7 @@ def test_a_broken_file_of_pip_is_pips_to_complain_about(tmp_path: Path) -> None:
 
 
 def test_credentials_leave_a_line() -> None:
-    assert indexes.without_credentials("get https://me:secret@h/x and http://t0ken@i/y") == "get https://h/x and http://i/y"
+    assert (
+        indexes.without_credentials("get https://me:secret@h/x and http://t0ken@i/y")
+        == "get https://h/x and http://i/y"
+    )

@@ -21,14 +21,19 @@ def read(files: dict[str, str], path: str = "requirements.txt") -> Requirements:
 
 
 def test_lines_stay_as_they_are_without_comments_and_joined() -> None:
-    found = read({"requirements.txt": "# top\nnumpy>=1.24  # why\n\nscipy==1.11 \\\n  --hash=sha256:ab\nx @ git+https://h/r#egg=x\n"})
+    found = read(
+        {
+            "requirements.txt": "# top\nnumpy>=1.24  # why\n\nscipy==1.11 \\\n  --hash=sha256:ab\nx @ git+https://h/r#egg=x\n"
+        }
+    )
     assert found.lines == ["numpy>=1.24", "scipy==1.11 --hash=sha256:ab", "x @ git+https://h/r#egg=x"]
     assert not found.local
     assert not found.notices
 
 
 @pytest.mark.parametrize(
-    "line", ["noronha-dataops", "noronha-dataops==1.6.8", "Noronha_DataOps[embedded]>=1", "noronha-dataops @ https://x/y.whl"]
+    "line",
+    ["noronha-dataops", "noronha-dataops==1.6.8", "Noronha_DataOps[embedded]>=1", "noronha-dataops @ https://x/y.whl"],
 )
 def test_noronha_itself_is_left_out_with_a_notice(line: str) -> None:
     found = read({"requirements.txt": f"numpy\n{line}\n"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noronha.router.resources import Edge
+from noronha.router.edge import Edge
 from noronha.v1 import deployment_pb2, replica_pb2, traffic_pb2
 
 EDGE = Edge("127.0.0.1", 30080, "/nowhere/u")

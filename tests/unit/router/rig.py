@@ -28,8 +28,8 @@ from noronha.router import discovery as discovery_module
 from noronha.router import snapshot as snapshots
 from noronha.router.bootstrap import bootstrap
 from noronha.router.discovery import Discovery
+from noronha.router.edge import Edge
 from noronha.router.envoy import ADMIN_SOCKET, UPDATE_SOCKET, Envoy
-from noronha.router.resources import Edge
 from noronha.router.update import UpdateServer
 from noronha.v1 import deployment_pb2, replica_pb2, traffic_pb2
 

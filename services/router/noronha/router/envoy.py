@@ -51,6 +51,11 @@ class Envoy:
         os.close(lock)
         return False
 
+    @property
+    def started(self) -> bool:
+        """Whether the Envoy that runs was started here, not found."""
+        return self._child is not None and self._child.poll() is None
+
     def pid(self) -> int | None:
         """Returns the process id of the running Envoy; None when none runs, or it has only just begun."""
         if not self.running():

@@ -9,15 +9,12 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from noronha.chassis.peers import Peers
 from noronha.router.discovery import Discovery
+from noronha.router.edge import Edge
 from noronha.rpc.errors import NoronhaError, OutOfRange, Unavailable
 from noronha.v1 import deployment_pb2, metadata_pb2, replica_pb2, traffic_pb2
-
-if TYPE_CHECKING:
-    from noronha.router.resources import Edge
 
 log = logging.getLogger("noronha.router")
 

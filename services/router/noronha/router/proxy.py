@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from noronha.router.discovery import Discovery
+from noronha.router.edge import Edge
 from noronha.router.envoy import Envoy
 from noronha.rpc.errors import FailedPrecondition
-
-if TYPE_CHECKING:
-    from noronha.router.resources import Edge
 
 log = logging.getLogger("noronha.router")
 
@@ -72,16 +70,16 @@ class Proxy:
 
     async def judge(self) -> None:
         """Says how the router's own port stands whenever a proxy has answered something."""
-        from noronha.router.resources import LISTENER, MAIN_LISTENER
-
+        resources = await asyncio.to_thread(importlib.import_module, "noronha.router.resources")
+        listener, main = resources.LISTENER, resources.MAIN_LISTENER
         said: tuple[bool, str] | None = None
         while True:
             streams = self.discovery.streams
-            refusals = [why for each in streams if (why := each.refusal(LISTENER, MAIN_LISTENER))]
+            refusals = [why for each in streams if (why := each.refusal(listener, main))]
             found = None
             if refusals:
                 found = False, taken(self.edge, refusals[0])
-            elif any(each.accepts(LISTENER, MAIN_LISTENER) for each in streams):
+            elif any(each.accepts(listener, main) for each in streams):
                 found = True, ""
             if found is not None and found != said:
                 said = found

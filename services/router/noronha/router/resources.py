@@ -35,6 +35,7 @@ from envoy_data_plane.xds.core import v3 as xds
 from envoy_data_plane.xds.type.matcher import v3 as tree
 
 from noronha.router import splice
+from noronha.router.edge import Edge, Endpoint
 from noronha.router.traffic import RESERVED_HEADERS, Split
 from noronha.v1 import health_check_pb2
 
@@ -65,28 +66,6 @@ HEALTH_INTERVAL = datetime.timedelta(seconds=10)
 MAX_HEALTH_TIMEOUT = datetime.timedelta(seconds=3)
 # Envoy's own default of 1,024 looks like a slow model under load.
 CIRCUIT_BREAKER = 100_000
-
-
-@dataclass(frozen=True)
-class Edge:
-    """What is the same for every deployment: where requests come in and where Router itself is reached."""
-
-    host: str
-    """Address that listeners bind to, such as `127.0.0.1`."""
-    port: int
-    """Port of the one listener for all deployments."""
-    update_socket: str
-    """Path of the Unix socket of Router's own `/update` endpoint."""
-    request_timeout: float = 60.0
-    """Seconds that a prediction may take; 0 means no bound."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where one replica is reached."""
-
-    host: str
-    port: int
 
 
 def seconds(value: float) -> datetime.timedelta:

@@ -20,6 +20,7 @@ from noronha.router import envoy as envoy_module
 from noronha.router import traffic as rules
 from noronha.router.bootstrap import bootstrap
 from noronha.router.discovery import Discovery
+from noronha.router.edge import Edge
 from noronha.router.envoy import ADMIN_SOCKET, UPDATE_SOCKET, Envoy
 from noronha.router.follow import Follower
 from noronha.router.proxy import Proxy
@@ -299,11 +300,11 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
     def say(serving: bool, problem: str) -> None:
         context.set_serving("router", serving, problem)
 
+    edge = Edge(settings.host, settings.port, str(updates), settings.request_timeout)
+    proxy = Proxy(envoy, discovery, edge, say)
+    context.stop_with_tasks(proxy.stop)
+
     async def run() -> None:
-        resources = await asyncio.to_thread(importlib.import_module, "noronha.router.resources")
-        edge = resources.Edge(settings.host, settings.port, str(updates), settings.request_timeout)
-        proxy = Proxy(envoy, discovery, edge, say)
-        context.stop_with_tasks(proxy.stop)
         work = [Follower(context.peers, discovery, edge).run(), proxy.judge()]
         if settings.native:
             work.append(proxy.keep())
@@ -329,8 +330,9 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
     finally:
         closing.cancel()
         await update.close()
-        if discovery.snapshot is not None and not discovery.snapshot.parts:
-            await envoy.stop()  # it routes nothing, and nobody would ever look after it
+        # An Envoy that routes nothing would be looked after by nobody.
+        if envoy.started if discovery.snapshot is None else not discovery.snapshot.parts:
+            await envoy.stop()
 
 
 async def _together(work: list[Any]) -> None:

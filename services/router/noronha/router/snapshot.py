@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from noronha.router import resources, splice, traffic
-from noronha.router.resources import Edge, Endpoint
+from noronha.router.edge import Edge, Endpoint
 from noronha.v1 import deployment_pb2, replica_pb2, traffic_pb2
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,250}[A-Za-z0-9_])?\.?")

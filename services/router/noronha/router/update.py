@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
-if TYPE_CHECKING:
-    from noronha.router.resources import Endpoint
+from noronha.router.edge import Endpoint
 
 log = logging.getLogger("noronha.router")
 

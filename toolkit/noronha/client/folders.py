@@ -16,6 +16,8 @@ from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NoronhaError
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_RESERVED_BYTES = 8 << 20
+
 
 class Unpacking:
     """Files gathered in a private folder beside ``target``, put in place by ``publish``, gone when left without it.
@@ -64,8 +66,8 @@ class Unpacking:
         shutil.rmtree(self._private, ignore_errors=True)
 
     @contextlib.contextmanager
-    def create(self, path: str, *, executable: bool) -> Iterator[Callable[[bytes], None]]:
-        """Makes a file and yields what appends bytes to it."""
+    def create(self, path: str, size: int, *, executable: bool) -> Iterator[Callable[[bytes], None]]:
+        """Makes a file that is to have ``size`` bytes, and yields what appends bytes to it."""
         *folders, name = path.split("/")
 
         def write(data: bytes) -> None:
@@ -78,6 +80,7 @@ class Unpacking:
             with _typed(self._target):
                 descriptor = os.open(name, _NEW, 0o777 if executable else 0o666, dir_fd=folder)
             try:
+                _reserve(descriptor, size, self._target)
                 yield write
                 if self._durable:
                     with _typed(self._target):
@@ -120,6 +123,17 @@ class Unpacking:
                         os.fsync(place)
         finally:
             os.close(target)
+
+
+def _reserve(descriptor: int, size: int, target: Path) -> None:
+    """Takes the room of a large file at once: a full disk shows before the bytes travel, and writing is faster."""
+    if size >= _RESERVED_BYTES:
+        with _typed(target):
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
 
 
 @contextlib.contextmanager

@@ -7,8 +7,10 @@ progress: only when none was made for ``patience`` seconds is the interruption r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import queue
 import random
 import threading
 import time
@@ -22,7 +24,7 @@ import grpc
 from noronha.client import local_files
 from noronha.client.folders import Unpacking
 from noronha.client.local_files import LocalFile
-from noronha.rpc.chunks import MAX_FILES, check_chunk, check_path, checksum
+from noronha.rpc.chunks import CHUNK_BYTES, MAX_FILES, check_chunk, check_path, checksum
 from noronha.rpc.dial import new_request_id
 from noronha.rpc.errors import (
     Aborted,
@@ -53,6 +55,7 @@ called from other threads than the caller's, though never from two at once."""
 Result = TypeVar("Result")
 
 _WORKERS = 4
+_BEHIND_CHUNKS = 4
 _REOPENINGS = 3
 _REPEATS = 3
 
@@ -119,7 +122,10 @@ def download(
         done = threading.Event()
 
         def fetch(file: file_pb2.File) -> None:
-            with unpacking.create(file.path, executable=file.executable) as write:
+            with (
+                unpacking.create(file.path, file.size_bytes, executable=file.executable) as append,
+                _behind(append, file.size_bytes) as write,
+            ):
                 for data in read(store, file, patience=waiting):
                     if done.is_set():
                         return
@@ -176,6 +182,39 @@ def read(store: StoreStub, file: file_pb2.File, *, patience: float | _Patience =
         raise _not_as_recorded(file, "other content than its digest says")
     if held:
         yield held
+
+
+@contextlib.contextmanager
+def _behind(write: Callable[[bytes], None], size: int) -> Iterator[Callable[[bytes], None]]:
+    """Lets a thread do the writing, a few chunks behind, so that receiving goes on meanwhile; small files need none."""
+    if size <= _BEHIND_CHUNKS * CHUNK_BYTES:
+        yield write
+        return
+    waiting: queue.Queue[bytes | None] = queue.Queue(_BEHIND_CHUNKS)
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        while (data := waiting.get()) is not None:
+            if not failure:
+                try:
+                    write(data)
+                except BaseException as error:
+                    failure.append(error)
+
+    def put(data: bytes) -> None:
+        if failure:
+            raise failure[0]
+        waiting.put(data)
+
+    thread = threading.Thread(target=work, name="download-write", daemon=True)
+    thread.start()
+    try:
+        yield put
+    finally:
+        waiting.put(None)
+        thread.join()
+    if failure:
+        raise failure[0]
 
 
 def _not_as_recorded(file: file_pb2.File, what: str) -> DataLoss:

@@ -14,7 +14,7 @@ from noronha.store.pieces import PIECE_BYTES, unpacked
 from noronha.store.stores import Stores
 from noronha.v1 import store_pb2
 
-_BATCH_PIECES = 4
+_BATCH_PIECES = 2
 """Pieces read in one go: enough to keep the disk busy, few enough for many readers at once."""
 
 log = logging.getLogger("noronha")

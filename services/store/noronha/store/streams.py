@@ -18,7 +18,7 @@ from noronha.v1 import store_pb2
 
 Result = TypeVar("Result")
 
-INBOX_BYTES = 8 << 20
+INBOX_BYTES = 4 << 20
 """Bytes of messages that wait while a thread works on earlier ones."""
 
 LINGER_SECONDS = 0.02

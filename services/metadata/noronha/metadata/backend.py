@@ -138,7 +138,7 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Unreferenced:
-    """No record, but those that the commit writes or deletes, refers to the target at least as strongly as ``strength``."""
+    """No record, but those that the commit writes or deletes, refers to the target as strongly as ``strength``."""
 
     name: str
     """Name of the target, or a prefix of names that ends in ``/``."""
@@ -246,8 +246,8 @@ class Scan:
     after: Place | None = None
     limit: int = 50
     max_bytes: int = 2 << 20
-    """Bytes of bodies after which the page ends early."""
-    max_seconds: float = 2.0
+    """Bytes of bodies that a page does not exceed, unless its first record alone does."""
+    max_seconds: float = 1.0
     """Time after which a page ends early, so that no filter holds a reader for long."""
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from noronha.metadata.backend import (
@@ -123,6 +124,11 @@ class MemoryRecords:
         self._values: dict[str, bytes] = {}
         self._changed = asyncio.Event()
 
+    @classmethod
+    def from_url(cls, url: str, state_dir: Path) -> MemoryRecords:
+        """Makes an empty one; the URL is ``memory:``."""
+        return cls()
+
     def _of(self, tenant: str) -> _Tenant:
         return self._tenants.setdefault(tenant, _Tenant())
 
@@ -159,16 +165,20 @@ class MemoryRecords:
         deadline = time.monotonic() + max_seconds
         found: list[Record] = []
         size = 0
+        place: Place | None = None
         for index, row in enumerate(rows):
-            if takes(row.document):
-                found.append(row.record)
-                size += len(row.record.body)
-            full = len(found) >= limit or size >= max_bytes
+            late = False
             if index % _ROWS_AT_ONCE == _ROWS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-                full = full or time.monotonic() > deadline
-            if full and index + 1 < len(rows):
-                return Page(found, Place(row.order(order), row.record.key.name, row.record.key.revision))
+                late = time.monotonic() > deadline
+            if len(found) >= limit or late:
+                return Page(found, place)
+            if takes(row.document):
+                size += len(row.record.body)
+                if found and size > max_bytes:
+                    return Page(found, place)
+                found.append(row.record)
+            place = Place(row.order(order), row.record.key.name, row.record.key.revision)
         return Page(found, None)
 
     async def below(self, tenant: str, prefix: str) -> list[tuple[Key, int]]:

@@ -55,6 +55,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
+# Documents lie apart from the records, in the order of names: a filter walks through them from end to end.
 _SCHEMA = """
 CREATE TABLE records (
     id INTEGER PRIMARY KEY,
@@ -70,13 +71,21 @@ CREATE TABLE records (
     fence INTEGER NOT NULL DEFAULT 0,
     expire_time INTEGER,
     text TEXT NOT NULL,
-    document TEXT NOT NULL,
     body BLOB NOT NULL
 );
 CREATE UNIQUE INDEX records_by_name ON records (tenant, name, revision DESC);
-CREATE INDEX records_by_kind ON records (tenant, kind, name, revision) WHERE current = 1;
 CREATE INDEX records_by_create_time ON records (tenant, kind, create_time, name);
 CREATE INDEX records_by_update_time ON records (tenant, kind, update_time, name);
+CREATE TABLE documents (
+    tenant TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    current INTEGER NOT NULL,
+    source INTEGER NOT NULL,
+    document TEXT NOT NULL,
+    PRIMARY KEY (tenant, kind, name, revision DESC)
+) WITHOUT ROWID;
 CREATE TABLE revisions (
     tenant TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -129,8 +138,8 @@ _RECENT = 8192
 _CACHE_BYTES = 16 << 20
 _CACHED_BODY = 64 << 10
 _COMPACT_EVERY = 10_000
-_FIRST_CHUNK = 2_000
-_LARGEST_CHUNK = 50_000
+_STEPS_AT_ONCE = 20_000
+_ROWS_AT_LEAST = 1_000
 _DIGESTS_AT_ONCE = 10_000
 
 
@@ -277,6 +286,12 @@ class SqliteRecords:
         connection.execute("PRAGMA mmap_size = 268435456")
         return connection
 
+    @classmethod
+    def from_url(cls, url: str, state_dir: Path) -> SqliteRecords:
+        """Opens what a URL names: ``sqlite:/absolute/path``, or ``sqlite:`` for a file in the state folder."""
+        path = url.partition(":")[2]
+        return cls(path or state_dir / "records.sqlite")
+
     # Writing
 
     def _write(self) -> None:
@@ -393,7 +408,7 @@ class SqliteRecords:
             return record
         begun = self._cache.begin()
         condition, values = ("current = 1", [tenant, name]) if revision is None else ("revision = ?", [*place])
-        row = self._row(f"SELECT {RECORD} FROM records WHERE tenant = ? AND name = ? AND {condition}", values)
+        row = self._row(f"SELECT {RECORD} FROM records r WHERE tenant = ? AND name = ? AND {condition}", values)
         if row is None:
             return None
         record = record_of(row)
@@ -434,28 +449,24 @@ class SqliteRecords:
             raise
 
     async def scan(self, tenant: str, scan: Scan) -> Page:
-        where = ["tenant = ?", "kind = ?"]
+        where = ["m.tenant = ?", "m.kind = ?"]
         values: list[Any] = [tenant, scan.kind]
         if not scan.every_revision:
-            where.append("current = 1")
-        if scan.prefix:
-            where.append("name >= ? AND name < ?")
-            values += [scan.prefix, _after_prefix(scan.prefix)]
+            where.append("m.current = 1")
         if scan.shape:
             # Ids hold none of the characters that mean something to GLOB.
-            where.append("name GLOB ?")
+            where.append("m.name GLOB ?")
             values.append("/".join("*" if part == "-" else part for part in scan.shape))
-        return await self._read(lambda connection: _page(connection, where, values, scan))
+        return await self._read(lambda connection: _Reading(connection, where, values, scan).page())
 
     async def search(
         self, tenant: str, text: str, kinds: Sequence[str], after: Place | None, limit: int, filter: Node
     ) -> Page:
         scan = Scan("", filter=filter, after=after, limit=limit)
-        where = [
-            "tenant = ?", "current = 1", f"kind IN ({', '.join('?' * len(kinds))})", "instr(text, ?) > 0",
-        ]  # fmt: skip
+        among = ", ".join("?" * len(kinds))
+        where = ["m.tenant = ?", "m.current = 1", f"m.kind IN ({among})", "instr(m.text, ?) > 0"]
         values = [tenant, *kinds, text]
-        return await self._read(lambda connection: _page(connection, where, values, scan))
+        return await self._read(lambda connection: _Reading(connection, where, values, scan).page())
 
     async def below(self, tenant: str, prefix: str) -> list[tuple[Key, int]]:
         rows = await self._read(
@@ -593,95 +604,145 @@ def _after_prefix(prefix: str) -> str:
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
-def _ordered(scan: Scan) -> tuple[str, str, str]:
-    """Returns the index that holds a scan's order, the column that comes before the name, and the order itself."""
+_OF_ITS_DOCUMENT = "d.tenant = m.tenant AND d.kind = m.kind AND d.name = m.name AND d.revision = m.revision"
+
+
+def _ordered(scan: Scan) -> tuple[str, str, str, str]:
+    """Returns what holds a scan's order (``m``), how records (``r``) join it, the column before the name, the order.
+
+    The optimiser knows nothing of how many rows there are, so it is told where to begin.
+    """
     down = " DESC" if scan.descending else ""
+    by_name = f"m.name{down}, m.revision DESC"
+    if scan.order == "name" and scan.kind:
+        return "documents m", "CROSS JOIN records r ON r.id = m.source", "0", by_name
+    beside = f"CROSS JOIN records r ON r.id = m.id CROSS JOIN documents d ON {_OF_ITS_DOCUMENT}"
     if scan.order == "name":
-        index = "records_by_kind" if scan.kind and not scan.every_revision else "records_by_name"
-        return index, "0", f"name{down}, revision DESC"
-    return f"records_by_{scan.order}", scan.order, f"{scan.order}{down}, name, revision DESC"
+        return "records m INDEXED BY records_by_name", beside, "0", by_name
+    column = f"m.{scan.order}"
+    return f"records m INDEXED BY records_by_{scan.order}", beside, column, f"{column}{down}, m.name, m.revision DESC"
 
 
 def _past(scan: Scan, place: Place, *, inclusive: bool = False) -> tuple[str, list[Any]]:
     """Returns the condition for records that come after a place, or up to and with it when ``inclusive``."""
     later, sooner = ("<", ">") if scan.descending else (">", "<")
     if scan.order == "name":
-        if inclusive:
-            return f"(name {sooner}= ? AND (name <> ? OR revision >= ?))", [place.name, place.name, place.revision]
-        return f"(name {later}= ? AND (name <> ? OR revision < ?))", [place.name, place.name, place.revision]
-    column = scan.order
-    if inclusive:
+        first, revision = (sooner, ">=") if inclusive else (later, "<")
         return (
-            f"({column} {sooner}= ? AND ({column} <> ? OR name < ? OR (name = ? AND revision >= ?)))",
-            [place.order, place.order, place.name, place.name, place.revision],
+            f"m.name {first}= ? AND (m.name <> ? OR m.revision {revision} ?)",
+            [place.name, place.name, place.revision],
         )
+    first, name, revision = (sooner, "<", ">=") if inclusive else (later, ">", "<")
+    column = f"m.{scan.order}"
     return (
-        f"({column} {later}= ? AND ({column} <> ? OR name > ? OR (name = ? AND revision < ?)))",
+        f"{column} {first}= ? AND ({column} <> ? OR m.name {name} ? OR (m.name = ? AND m.revision {revision} ?))",
         [place.order, place.order, place.name, place.name, place.revision],
     )
 
 
-def _page(connection: sqlite3.Connection, where: list[str], values: list[Any], scan: Scan) -> Page:
-    """Reads a page, in one read transaction.
+def _range(scan: Scan, end: Place | None) -> list[tuple[str, list[Any]]]:
+    """Returns the conditions for what lies between the place a scan stands at and an end.
 
-    With a filter it goes chunk by chunk, so that time is looked at now and then, and the place is known however
-    little was found.
+    Where a place bounds the names, the prefix does not do so once more: the optimiser would begin at either.
     """
-    takes = matcher(scan.filter) if scan.filter != EVERYTHING else None
-    filter_sql, filter_values = sqlite_filters.compile(scan.filter)
-    index, order_column, order = _ordered(scan)
-    deadline = time.monotonic() + scan.max_seconds
-    found: list[Record] = []
-    size = 0
-    after = scan.after
-    chunk = _FIRST_CHUNK
-    connection.execute("BEGIN")
-    try:
-        while True:
-            conditions, parameters = list(where), list(values)
-            if after is not None:
-                sql, more = _past(scan, after)
-                conditions.append(sql)
-                parameters += more
-            end: Place | None = None
-            if takes is not None:
-                row = connection.execute(
-                    f"SELECT {order_column}, name, revision FROM records INDEXED BY {index}"
-                    f" WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT 1 OFFSET {chunk - 1}",
-                    parameters,
-                ).fetchone()
-                if row is not None:
-                    end = Place(*row)
-                    sql, more = _past(scan, end, inclusive=True)
-                    conditions.append(sql)
-                    parameters += more
-                conditions.append(filter_sql)
-                parameters += filter_values
-            began = time.monotonic()
-            cursor = connection.execute(
-                f"SELECT {RECORD}, {order_column}{', document' if takes else ''} FROM records INDEXED BY {index}"
-                f" WHERE {' AND '.join(conditions)} ORDER BY {order}"
-                f"{'' if takes else f' LIMIT {scan.limit + 1}'}",
-                parameters,
-            )
+    conditions = []
+    by_name = scan.order == "name"
+    if scan.after is not None:
+        conditions.append(_past(scan, scan.after))
+    if end is not None:
+        conditions.append(_past(scan, end, inclusive=True))
+    if scan.prefix:
+        bounded_below = by_name and (end if scan.descending else scan.after) is not None
+        bounded_above = by_name and (scan.after if scan.descending else end) is not None
+        if not bounded_below:
+            conditions.append(("m.name >= ?", [scan.prefix]))
+        if not bounded_above:
+            conditions.append(("m.name < ?", [_after_prefix(scan.prefix)]))
+    return conditions
+
+
+class _Reading:
+    """Reads one page. A filter that finds little is given up when its time is over, and told how far it came."""
+
+    def __init__(self, connection: sqlite3.Connection, where: list[str], values: list[Any], scan: Scan) -> None:
+        self._connection = connection
+        self._where = where
+        self._values = values
+        self._scan = scan
+        self._takes = matcher(scan.filter) if scan.filter != EVERYTHING else None
+        self._filter = sqlite_filters.compile(scan.filter)
+        self._deadline = time.monotonic() + scan.max_seconds
+        self._found: list[Record] = []
+        self._size = 0
+        self._after = scan.after
+
+    def page(self) -> Page:
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            connection.set_progress_handler(self._is_late, _STEPS_AT_ONCE)
+            try:
+                return self._read(None)
+            except sqlite3.OperationalError as error:
+                if "interrupt" not in str(error):
+                    raise
+            finally:
+                connection.set_progress_handler(None, 0)
+            if self._after != self._scan.after:
+                return Page(self._found, self._after)
+            # Nothing was even worth a look: go on a little way, so that every page gets somewhere.
+            end = self._place_ahead(_ROWS_AT_LEAST)
+            page = self._read(end)
+            return page if page.following is not None else Page(page.records, end)
+        finally:
+            connection.execute("COMMIT")
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def _query(self, end: Place | None) -> tuple[str, list[Any]]:
+        conditions, parameters = list(self._where), list(self._values)
+        for sql, values in _range(self._scan, end):
+            conditions.append(sql)
+            parameters += values
+        return " AND ".join(conditions), parameters
+
+    def _place_ahead(self, rows: int) -> Place | None:
+        main, _, order_column, order = _ordered(self._scan)
+        where, parameters = self._query(None)
+        row = self._connection.execute(
+            f"SELECT {order_column}, m.name, m.revision FROM {main} WHERE {where} ORDER BY {order}"
+            f" LIMIT 1 OFFSET {rows - 1}",
+            parameters,
+        ).fetchone()
+        return Place(*row) if row else None
+
+    def _read(self, end: Place | None) -> Page:
+        scan, takes = self._scan, self._takes
+        main, records, order_column, order = _ordered(scan)
+        where, parameters = self._query(end)
+        document, limit = "", f" LIMIT {scan.limit + 1}"
+        if takes is not None:
+            where += f" AND {self._filter[0]}"
+            parameters += self._filter[1]
+            document, limit = ", document", ""
+        cursor = self._connection.execute(
+            f"SELECT {RECORD}, {order_column}{document} FROM {main} {records}"
+            f" WHERE {where} ORDER BY {order}{limit}",
+            parameters,
+        )
+        with contextlib.closing(cursor):
             for row in cursor:
                 # One more row than the page holds tells whether there is more.
-                if len(found) >= scan.limit or size >= scan.max_bytes:
-                    cursor.close()
-                    return Page(found, after)
+                if len(self._found) >= scan.limit:
+                    return Page(self._found, self._after)
                 if takes is None or takes(json.loads(row[-1])):
-                    found.append(record_of(row))
-                    size += len(found[-1].body)
-                after = Place(row[8], row[1], row[2])
-                if takes is not None and time.monotonic() > deadline:
-                    cursor.close()
-                    return Page(found, after)
-            if end is None:
-                return Page(found, None)
-            after = end
-            now = time.monotonic()
-            if len(found) >= scan.limit or size >= scan.max_bytes or now > deadline:
-                return Page(found, after)
-            chunk = min(chunk * 2, _LARGEST_CHUNK) if now - began < 0.1 else max(chunk // 2, 100)
-    finally:
-        connection.execute("COMMIT")
+                    record = record_of(row)
+                    self._size += len(record.body)
+                    if self._found and self._size > scan.max_bytes:
+                        return Page(self._found, self._after)
+                    self._found.append(record)
+                self._after = Place(row[8], row[1], row[2])
+                if takes is not None and time.monotonic() > self._deadline:
+                    return Page(self._found, self._after)
+        return Page(self._found, None)

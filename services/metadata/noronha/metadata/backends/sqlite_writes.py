@@ -30,8 +30,8 @@ from noronha.metadata.backend import (
     stale_fence,
 )
 
-RECORD = "kind, name, revision, version, body, holder, fence, expire_time"
-"""Columns that ``record_of`` reads."""
+RECORD = "r.kind, r.name, r.revision, r.version, r.body, r.holder, r.fence, r.expire_time"
+"""Columns of a record ``r`` that ``record_of`` reads."""
 
 
 def record_of(row: tuple[Any, ...]) -> Record:
@@ -166,12 +166,12 @@ class Writes:
         current = put.current or bool(old and old.current)
         values = (
             current, version, put.create_time, put.update_time, lease.holder if lease else None, fence,
-            lease.expire_time if lease else None, put.text, put.document, put.body,
+            lease.expire_time if lease else None, put.text, put.body,
         )  # fmt: skip
         if old is None:
             source = self._execute(
                 "INSERT INTO records (current, version, create_time, update_time, holder, fence, expire_time, text,"
-                " document, body, tenant, kind, name, revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " body, tenant, kind, name, revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, tenant, *key),
             ).lastrowid
             assert source is not None
@@ -185,9 +185,14 @@ class Writes:
             source = old.id
             self._execute(
                 "UPDATE records SET current = ?, version = ?, create_time = ?, update_time = ?, holder = ?, fence = ?,"
-                " expire_time = ?, text = ?, document = ?, body = ? WHERE id = ?",
+                " expire_time = ?, text = ?, body = ? WHERE id = ?",
                 (*values, source),
             )
+        self._execute(
+            "INSERT OR REPLACE INTO documents (tenant, kind, name, revision, current, source, document)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (tenant, *key, current, source, put.document),
+        )
         self._keep_beside(tenant, put, source, new=old is None)
         return lease if put.lease is not None else None
 
@@ -211,14 +216,21 @@ class Writes:
                 )
 
     def _point_away(self, tenant: str, name: str) -> None:
-        for revision, kind in self._execute(
-            "SELECT revision, kind FROM records WHERE tenant = ? AND name = ? AND current = 1", (tenant, name)
+        for kind, revision in self._execute(
+            "SELECT kind, revision FROM records WHERE tenant = ? AND name = ? AND current = 1", (tenant, name)
         ).fetchall():
-            self._execute(
-                "UPDATE records SET current = 0 WHERE tenant = ? AND name = ? AND revision = ?",
-                (tenant, name, revision),
-            )
-            self._applied.append(Applied(tenant, Key(kind, name, revision), None))
+            self._point(tenant, Key(kind, name, revision), False)
+
+    def _point(self, tenant: str, key: Key, current: bool) -> None:
+        self._execute(
+            "UPDATE records SET current = ? WHERE tenant = ? AND name = ? AND revision = ?",
+            (current, tenant, key.name, key.revision),
+        )
+        self._execute(
+            "UPDATE documents SET current = ? WHERE tenant = ? AND kind = ? AND name = ? AND revision = ?",
+            (current, tenant, *key),
+        )
+        self._applied.append(Applied(tenant, key, None))
 
     def _delete(self, tenant: str, delete: Delete, old: _Found, now: int) -> None:
         key = delete.key
@@ -226,15 +238,14 @@ class Writes:
         self._execute("DELETE FROM mentions WHERE source = ?", (old.id,))
         self._execute("DELETE FROM digests WHERE source = ?", (old.id,))
         self._execute("DELETE FROM records WHERE id = ?", (old.id,))
+        self._execute(
+            "DELETE FROM documents WHERE tenant = ? AND kind = ? AND name = ? AND revision = ?", (tenant, *key)
+        )
         if not key.revision:
             return
         if delete.current is not None:
             self._point_away(tenant, key.name)
-            self._execute(
-                "UPDATE records SET current = 1 WHERE tenant = ? AND name = ? AND revision = ?",
-                (tenant, key.name, delete.current),
-            )
-            self._applied.append(Applied(tenant, Key(key.kind, key.name, delete.current), None))
+            self._point(tenant, Key(key.kind, key.name, delete.current), True)
         self._execute(
             "DELETE FROM revisions WHERE tenant = ?1 AND name = ?2"
             " AND NOT EXISTS (SELECT 1 FROM records WHERE tenant = ?1 AND name = ?2)",

@@ -43,6 +43,7 @@ class Upstream:
         self.healthy = True
         self.status = 200
         self.gate: threading.Event | None = None
+        self.probe_gate: threading.Event | None = None
         upstream = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -52,6 +53,8 @@ class Upstream:
 
             def do_POST(self) -> None:
                 if self.path == "/health":
+                    if upstream.probe_gate is not None:
+                        upstream.probe_gate.wait(60)
                     self._send(200 if upstream.healthy else 500, b"OK", "text/plain")
                     return
                 body = self._body()

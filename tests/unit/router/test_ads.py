@@ -70,7 +70,7 @@ class Model:
 
     def subscribe_now(self) -> list[bytes]:
         found = []
-        services = tuple(sorted({name.removesuffix("/sticky") for name in self.have[CLUSTER] if "/revisions/" in name}))
+        services = tuple(sorted(name for name in self.have[CLUSTER] if "/revisions/" in name))
         if services != self._asked.get(ENDPOINTS, ()):
             found += self._say(ENDPOINTS, services)
         if self.have[LISTENER] and ROUTES not in self._asked:
@@ -83,6 +83,7 @@ class Model:
             for name in {each.decode() for each in _CLUSTERS.findall(table)}:
                 assert name in self.have[CLUSTER], f"a route names {name}, which is gone or never came"
                 assert name not in self._cold, f"a route names {name}, which is not ready"
+                assert b"127.0.0.1" in self.have[ENDPOINTS][name], f"a route names {name}, which has no endpoints"
 
     def _take(self, answer: DiscoveryResponse) -> list[bytes]:
         url = answer.type_url
@@ -104,7 +105,7 @@ class Model:
         elif not bad:
             have.update(named)
             if url == ENDPOINTS:
-                self._cold -= {each for each in self._cold if each.removesuffix("/sticky") in named}
+                self._cold -= named.keys()
         if not bad:
             self.versions[url] = answer.version_info
         names = self._asked.get(url, ())
@@ -164,7 +165,7 @@ def one_deployment(revision: int, state: str = "READY") -> tuple[deployment_pb2.
 def test_clusters_and_endpoints_come_before_listeners_and_routes() -> None:
     model = Model(AdsStream(made(one_deployment(1))))
     model.connect()
-    assert [url for url, _ in model.told] == [CLUSTER, ENDPOINTS, LISTENER, ROUTES]
+    assert [url for url, _ in model.told] == [CLUSTER, ENDPOINTS, ENDPOINTS, LISTENER, ROUTES]
     assert model.stream.settled
     assert model.stream.replicas("projects/p/deployments/d") == {"projects/p/deployments/d/replicas/r1"}
 
@@ -207,7 +208,7 @@ def test_an_old_cluster_goes_only_after_the_routes_have_left_it() -> None:
     model.take(model.stream.saw(made(one_deployment(2))))
     old, new = cluster_name(one.name, 1), cluster_name(one.name, 2)
     assert [(url, set(names) - {UPDATE_CLUSTER}) for url, names in model.told] == [
-        (CLUSTER, {old, new}), (ENDPOINTS, {new}), (ROUTES, {ROUTE_TABLE}), (CLUSTER, {new}),
+        (CLUSTER, {old, new}), (ENDPOINTS, {new}), (ENDPOINTS, {new}), (ROUTES, {ROUTE_TABLE}), (CLUSTER, {new}),
     ]  # fmt: skip
     assert set(model.have[CLUSTER]) == {UPDATE_CLUSTER, new}
 
@@ -348,5 +349,5 @@ def test_whatever_happens_no_route_ever_names_a_missing_cluster(seed: int) -> No
     assert set(model.have[LISTENER]) == set(now.listeners)
     for name, part in now.parts.items():
         assert model.stream.replicas(name) == {
-            member for service in part.services for member in now.endpoints[service].members
+            member for service in part.clusters for member in now.endpoints[service].members
         }

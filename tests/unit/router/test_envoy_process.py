@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from noronha.router.envoy import Envoy
+from noronha.router.envoy import MAX_LOG_BYTES, Envoy
 from noronha.router.proxy import Proxy
 from noronha.router.resources import LISTENER
 
@@ -38,7 +38,7 @@ async def test_envoy_is_found_again_and_never_started_twice(rig: Rig) -> None:
 async def test_of_many_that_start_at_once_one_wins(rig: Rig) -> None:
     await rig.envoy.stop()
     code = (
-        "import sys; from pathlib import Path; from noronha.router.envoy import Envoy;"
+        "import sys; from pathlib import Path; from noronha.router.envoy import MAX_LOG_BYTES, Envoy;"
         "print(Envoy(Path(sys.argv[1]), Path(sys.argv[2]).read_text(), 1).start())"
     )
     kept = rig.folder / "kept.json"
@@ -161,6 +161,18 @@ async def test_an_own_port_that_is_taken_stops_nobody_else(rig: Rig, taken_port:
     await eventually(lambda: listening(port), "the other own port listens")
     assert (await ask(port, "/predict")).json["label"] == good
     assert (await ask(rig.port, "/predict?project=p&deploy=bad")).json["label"] == bad
+
+
+async def test_the_log_is_put_away_when_it_has_grown(rig: Rig) -> None:
+    await eventually(lambda: rig.envoy.ask("GET", "/ready"), "Envoy opens its admin socket")
+    rig.envoy.rotate_log()
+    older = rig.envoy.log_path.with_suffix(".log.1")
+    assert not older.exists()
+    with open(rig.envoy.log_path, "ab") as file:
+        file.truncate(MAX_LOG_BYTES + 1)
+    rig.envoy.rotate_log()
+    assert older.stat().st_size > MAX_LOG_BYTES
+    await eventually(rig.envoy.log_path.exists, "Envoy goes on in a new file")
 
 
 async def served(rig: Rig) -> bool:

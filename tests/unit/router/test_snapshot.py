@@ -57,7 +57,6 @@ def test_only_ready_replicas_are_routed_and_draining_ones_kept_for_the_routes_th
     old, new = resources.cluster_name(one.name, 1), resources.cluster_name(one.name, 2)
     assert set(part.clusters) == {new}
     assert set(part.retiring) == {old}
-    assert part.services == {new}
     assert made.endpoints[new].members == {f"{one.name}/replicas/new"}
     assert made.endpoints[old].members == {f"{one.name}/replicas/old"}
     assert [name for name, _ in made.ready[one.name]] == [f"{one.name}/replicas/new"]
@@ -84,7 +83,7 @@ def test_a_replica_without_a_place_is_told_and_left_out(host: str, port: int) ->
     bad.host, bad.port = host, port
     part = snapshot([one], [bad, replica(one, "good", 2)], [], EDGE).parts[one.name]
     assert "bad" in part.problems[0]
-    (service,) = part.services
+    (service,) = part.clusters
     assert part.endpoints[service].members == {f"{one.name}/replicas/good"}
 
 

@@ -3,9 +3,12 @@
 No sockets, no clock, no tasks: `heard` takes what the proxy said, `saw` a new snapshot, and both return the
 answers to send, serialised. What makes the order matter:
 
-- A route must never name a cluster that the proxy does not have. New clusters go first, with their endpoints;
-  the proxy acknowledges clusters only when they are ready to be used, and only then are listeners and routes
-  sent. Clusters that no longer exist go last, once the proxy has acknowledged routes without them.
+- A route must never name a cluster that the proxy does not have. New clusters go first, then their endpoints,
+  then listeners and routes. Clusters that no longer exist go last, once the proxy has acknowledged routes without
+  them.
+- The proxy acknowledges clusters only when all new ones are ready, which takes until their endpoints have
+  answered a probe or not. One busy replica would hold up everybody's routes, so a new cluster is first told that
+  it has no endpoints, is acknowledged at once, and is told its endpoints then.
 - The version of an answer is the hash of its content, so that nothing is sent twice, and a proxy that comes
   back to a restarted Router, or to another one, is left alone when nothing has changed.
 - What the proxy refuses (a listener whose port is taken, say) is left out and reported; the rest goes on. It is
@@ -79,6 +82,8 @@ class AdsStream:
         """Deployments whose entries are in the route table that the proxy has acknowledged."""
         self._routing: Mapping[str, Part] | None = None
         """The same of a table that it was sent and has not answered."""
+        self._warm: set[str] = set()
+        """Clusters that the proxy has: telling one of them that it has no endpoints would be true at once."""
         self._batch = 0
         """How many changed entries go into the next table; 0 means all of them."""
 
@@ -92,6 +97,8 @@ class AdsStream:
         if not channel.asked:
             channel.asked = True
             self._resume(channel, request.version_info)
+            if channel.url == ENDPOINTS and request.version_info:
+                self._warm.update(request.resource_names)
         elif request.response_nonce != channel.nonce:
             return []  # speaks of an answer that a newer one has overtaken
         elif channel.open is not None:
@@ -152,9 +159,9 @@ class AdsStream:
         if part is None:
             return frozenset() if deployment not in self.snapshot.parts else None
         accepted = self._channels[ENDPOINTS].accepted
-        if any(service not in accepted for service in part.services):
+        if any(name not in accepted for name in part.clusters):
             return None
-        return frozenset[str]().union(*(accepted[service].members for service in part.services))
+        return frozenset[str]().union(*(accepted[name].members for name in part.clusters))
 
     @property
     def settled(self) -> bool:
@@ -180,6 +187,8 @@ class AdsStream:
             channel.version = version
             channel.sent = {name: each.digest for name, each in wanted.items()}
             channel.accepted = dict(wanted)
+            if channel.url == CLUSTER:
+                self._warm = set(wanted)
 
     def _answered(self, channel: _Channel, error: str | None) -> None:
         held, channel.open = channel.open or {}, None
@@ -201,6 +210,8 @@ class AdsStream:
             channel.accepted = good
         else:
             channel.accepted.update(good)
+        if channel.url == CLUSTER:
+            self._warm = set(good)
         for name in [*good, channel.url]:
             channel.refused.pop(name, None)
 
@@ -306,17 +317,19 @@ class AdsStream:
             for name, each in items.items():
                 if channel.sent.get(name, each.digest) != each.digest:
                     # A cluster that changed is made anew, and waits to be told its endpoints once more.
-                    endpoints.sent.pop(name.removesuffix("/sticky"), None)
+                    endpoints.sent.pop(name, None)
         return self._answer(channel, items, version)
 
     def _named(self, channel: _Channel) -> bytes | None:
         """Answers with those resources that the proxy asked for and does not have in this state."""
         wanted = self._wanted(channel.url)
+        clusters = self._channels[CLUSTER]
         items = {}
         for name in channel.names:
             found = wanted.get(name)
-            if found is None and name not in channel.sent:
-                found = item(assignment(name, ()))  # forgotten meanwhile; waiting for it would hold up the rest
+            forgotten = found is None and name not in channel.sent  # waiting for it would hold up the rest
+            if forgotten or (clusters.open is not None and name in clusters.open and name not in self._warm):
+                found = item(assignment(name, ()))
             if found is None or channel.sent.get(name) == found.digest:
                 continue
             if not channel.refuses(name, found.digest):

@@ -62,8 +62,7 @@ UPDATE_TIMEOUT = datetime.timedelta(minutes=15)
 UPSTREAM_IDLE_TIMEOUT = datetime.timedelta(seconds=1)
 CONNECT_TIMEOUT = datetime.timedelta(seconds=2)
 HEALTH_INTERVAL = datetime.timedelta(seconds=10)
-# A new cluster is held back until its first probe is answered or timed out, so one hung replica must not take long.
-MAX_HEALTH_TIMEOUT = datetime.timedelta(seconds=3)
+HEALTH_TIMEOUT = datetime.timedelta(seconds=3)
 # Envoy's own default of 1,024 looks like a slow model under load.
 CIRCUIT_BREAKER = 100_000
 
@@ -187,12 +186,12 @@ def _health_checks(interval: datetime.timedelta, timeout: datetime.timedelta, re
 
 
 def health_checks(check: health_check_pb2.HealthCheck) -> list[core.HealthCheck]:
-    """Probes `/health` at the interval the deployment asks for; an answer may take at most `MAX_HEALTH_TIMEOUT`."""
+    """Probes `/health` at the interval, and with the patience, that the deployment asks for."""
     interval = check.interval.ToTimedelta() if check.HasField("interval") else HEALTH_INTERVAL
-    timeout = check.timeout.ToTimedelta() if check.HasField("timeout") else MAX_HEALTH_TIMEOUT
+    timeout = check.timeout.ToTimedelta() if check.HasField("timeout") else HEALTH_TIMEOUT
     return _health_checks(
         min(max(interval, seconds(1)), seconds(3600)),
-        min(max(timeout, seconds(0.1)), MAX_HEALTH_TIMEOUT),
+        min(max(timeout, seconds(0.1)), seconds(600)),
         check.retries if check.retries > 0 else 3,
     )
 
@@ -215,17 +214,16 @@ def _cluster_frame(check: bytes, sticky: bool, eds: bool) -> bytes:
     )
 
 
-def replica_cluster(name: str, service: str, endpoints: Sequence[Endpoint], check: bytes, *, sticky: bool) -> bytes:
+def replica_cluster(name: str, endpoints: Sequence[Endpoint], check: bytes, *, sticky: bool) -> bytes:
     """Builds the cluster of a revision; `check` is its serialised `HealthCheck`.
 
-    Replicas with IP addresses come as endpoints under the name `service`; where one has a DNS name, Envoy resolves it,
-    so the addresses are part of the cluster.
+    Replicas with IP addresses come as endpoints under the same name; where one has a DNS name, Envoy resolves it, so
+    the addresses are part of the cluster.
     """
     eds = by_address(endpoints)
     frame = _cluster_frame(check, sticky, eds)
     if eds:
-        source = _EDS_CONFIG + splice.field(_SERVICE_NAME, service.encode())
-        rest = splice.field(_EDS_CLUSTER_CONFIG, source)
+        rest = splice.field(_EDS_CLUSTER_CONFIG, _EDS_CONFIG)
     else:
         rest = splice.field(_LOAD_ASSIGNMENT, _assignment(name, endpoints))
     return splice.any_message(CLUSTER, frame + splice.field(_CLUSTER_NAME, name.encode()) + rest)
@@ -264,9 +262,9 @@ def by_address(endpoints: Iterable[Endpoint]) -> bool:
     return True
 
 
-def assignment(service: str, endpoints: Sequence[Endpoint]) -> bytes:
+def assignment(name: str, endpoints: Sequence[Endpoint]) -> bytes:
     """Builds the list of a revision's replicas."""
-    return splice.any_message(ENDPOINTS, _assignment(service, endpoints))
+    return splice.any_message(ENDPOINTS, _assignment(name, endpoints))
 
 
 def _assignment(name: str, endpoints: Sequence[Endpoint]) -> bytes:
@@ -517,7 +515,6 @@ def _json(**fields: str) -> core.SubstitutionFormatString:
 _CLUSTER_NAME = number(cluster.Cluster, "name")
 _EDS_CLUSTER_CONFIG = number(cluster.Cluster, "eds_cluster_config")
 _LOAD_ASSIGNMENT = number(cluster.Cluster, "load_assignment")
-_SERVICE_NAME = number(cluster.ClusterEdsClusterConfig, "service_name")
 _EDS_CONFIG = bytes(cluster.ClusterEdsClusterConfig(eds_config=_FROM_ADS))
 _ASSIGNMENT_NAME = number(endpoint.ClusterLoadAssignment, "cluster_name")
 _LOCALITIES = number(endpoint.ClusterLoadAssignment, "endpoints")

@@ -45,15 +45,13 @@ class Part:
     retiring: Mapping[str, Item]
     """Clusters of revisions that only have draining replicas: kept until no route of a proxy names them."""
     endpoints: Mapping[str, Item]
-    """Replicas of each cluster, by the cluster's service name, those of retiring clusters included."""
+    """Replicas of each cluster, by its name, those of retiring clusters included."""
     entry: Item
     """Entry of the route table."""
     port: int
     """The deployment's own port, 0 when it has none or cannot have it."""
     listener: Item | None
     """Listener of that port."""
-    services: frozenset[str]
-    """Names in `endpoints` that requests may reach."""
     traffic: bytes
     """The traffic that it follows, serialised without what only the record has; empty for none."""
     problems: tuple[str, ...]
@@ -80,9 +78,7 @@ class Snapshot:
         """Lists what refers to something that is not there; always empty unless there is a mistake in this module."""
         found = []
         for name, part in self.parts.items():
-            for service in part.services:
-                if service not in self.endpoints:
-                    found.append(f"{name}: {service} has no endpoints")
+            found += [f"{name}: {each} has no endpoints" for each in part.clusters if each not in self.endpoints]
             found += [f"{name}: cluster {each} is lost" for each in part.clusters if each not in self.clusters]
         return found
 
@@ -237,25 +233,17 @@ def _part(seen: _Seen, edge: Edge) -> Part:
     split = traffic.split(traffic_pb2.Traffic.FromString(seen.traffic), ready.keys(), seen.serving)
     # Where a revision has one replica, there is nothing to choose, and one cluster does for all requests.
     sticky = frozenset(revision for revision, places in ready.items() if len(places) > 1)
-    clusters, endpoints = {}, {}
-    for revision, places in ready.items():
-        service = resources.cluster_name(seen.name, revision)
-        endpoints[service] = _assignment(service, places)
-        clusters[service] = _cluster(service, service, places, seen.health_check, sticky=False)
-        if revision in sticky:
-            name = resources.sticky_name(seen.name, revision)
-            clusters[name] = _cluster(name, service, places, seen.health_check, sticky=True)
-    services = frozenset(endpoints)
-    retiring = {}
-    for revision, places in draining.items():
-        if revision in ready:
-            continue
-        service = resources.cluster_name(seen.name, revision)
-        endpoints[service] = _assignment(service, places)
-        retiring[service] = _cluster(service, service, places, seen.health_check, sticky=False)
+    clusters: dict[str, Item] = {}
+    retiring: dict[str, Item] = {}
+    endpoints: dict[str, Item] = {}
+    for revision in ready.keys() | draining.keys():
+        places, found = (ready[revision], clusters) if revision in ready else (draining[revision], retiring)
+        names = [resources.cluster_name(seen.name, revision)]
         if len(places) > 1:
-            name = resources.sticky_name(seen.name, revision)
-            retiring[name] = _cluster(name, service, places, seen.health_check, sticky=True)
+            names.append(resources.sticky_name(seen.name, revision))
+        for number, name in enumerate(names):
+            endpoints[name] = _assignment(name, places)
+            found[name] = _cluster(name, places, seen.health_check, sticky=number == 1)
     key = resources.route_key(seen.name)
     routes = resources.entry(seen.name, split, sticky, own_port=bool(seen.port), timeout=edge.request_timeout)
     entry = splice.map_entry(key, routes)
@@ -266,23 +254,21 @@ def _part(seen: _Seen, edge: Edge) -> Part:
         entry=item(entry),
         port=seen.port,
         listener=item(resources.own_listener(seen.name, edge, seen.port)) if seen.port else None,
-        services=services,
         traffic=seen.traffic,
         problems=seen.problems,
         port_problem=seen.port_problem,
     )
 
 
-def _assignment(service: str, places: list[_Place]) -> Item:
+def _assignment(name: str, places: list[_Place]) -> Item:
     members = [place.name for place in places]
     if not resources.by_address(place.endpoint for place in places):
         places = []  # Envoy resolves them by the cluster's own list
-    return item(resources.assignment(service, [place.endpoint for place in places]), members)
+    return item(resources.assignment(name, [place.endpoint for place in places]), members)
 
 
-def _cluster(name: str, service: str, places: list[_Place], check: bytes, *, sticky: bool) -> Item:
-    found = [place.endpoint for place in places]
-    return item(resources.replica_cluster(name, service, found, check, sticky=sticky))
+def _cluster(name: str, places: list[_Place], check: bytes, *, sticky: bool) -> Item:
+    return item(resources.replica_cluster(name, [place.endpoint for place in places], check, sticky=sticky))
 
 
 def _reachable(replica: replica_pb2.Replica) -> bool:

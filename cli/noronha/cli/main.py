@@ -135,7 +135,7 @@ def _fail(error: Exception, target: Target) -> int:
 
         traceback.print_exception(type(error), error, error.__traceback__)
     if isinstance(error, NoronhaError):
-        _say(one_line(error.message), error.reason)
+        _say(one_line(_unanswered(error, target) or error.message), error.reason)
         return failures.exit_code(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -143,6 +143,19 @@ def _fail(error: Exception, target: Target) -> int:
         return failures.UNEXPECTED
     _say(f"{type(error).__name__}: {one_line(str(error))}; run again with -d for details", "UNEXPECTED")
     return failures.UNEXPECTED
+
+
+def _unanswered(error: Exception, target: Target) -> str | None:
+    """Returns a line that people understand for a channel that found nobody; None for other errors."""
+    from noronha.rpc.errors import Unavailable
+
+    if not isinstance(error, Unavailable) or error.reason != Unavailable.default_reason or error.metadata:
+        return None
+    mesh = target.__dict__.get("mesh")
+    if mesh is None:
+        return None
+    why = error.message.rpartition(": ")[2]
+    return f"the mesh at {mesh.address} does not answer: {why}; 'nha mesh status' says how it stands"
 
 
 def _say(line: str, reason: str) -> None:

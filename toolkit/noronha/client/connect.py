@@ -85,16 +85,24 @@ class Mesh:
 
         return self.mesh.GetInfo(mesh_pb2.GetInfoRequest())
 
+    def servers(self) -> list[mesh_pb2_grpc.MeshStub]:
+        """Returns the stub of every server of the mesh, those that others stand on last."""
+        from noronha.v1 import mesh_pb2_grpc
+
+        self._address_of("metadata")
+        known = self._elsewhere or {}
+        order = ("runner", "router", "builder", "store", "metadata")
+        found = [known[name] for name in order if name in known] or [self.address]
+        return [mesh_pb2_grpc.MeshStub(self._channel(address)) for address in dict.fromkeys(found)]
+
     def _address_of(self, service: str) -> str:
+        """Returns where a service is; a server that may not carry all is asked once."""
         if service == "mesh":
             return self.address
         if self._elsewhere is None:
-            known = {each.name: each.address for each in self.info().services}
-            self._elsewhere = {name: address for name, address in known.items() if address}
-            self._carried = {name for name, address in known.items() if not address}
+            self._elsewhere = {each.name: each.address or self.address for each in self.info().services}
         service = CARRIED_BY.get(service, service)
-        carried = getattr(self, "_carried", None)
-        if carried is not None and service not in carried and service not in self._elsewhere:
+        if self._elsewhere and service not in self._elsewhere:
             raise Unavailable(
                 f"the server at {self.address} neither carries {service} nor knows where it is; "
                 "start it with --peer, or set mesh.address to another server",
@@ -102,15 +110,18 @@ class Mesh:
             )  # fmt: skip
         return self._elsewhere.get(service, self.address)
 
+    def _channel(self, address: str) -> Any:
+        from noronha.rpc.dial import dial
+
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = dial(address, token=self._token)
+        return channel
+
     def _stub(self, service: str) -> Any:
         stub = self._stubs.get(service)
         if stub is None:
-            from noronha.rpc.dial import dial
-
-            address = self._address_of(service)
-            channel = self._channels.get(address)
-            if channel is None:
-                channel = self._channels[address] = dial(address, token=self._token)
+            channel = self._channel(self._address_of(service))
             module = import_module(f"noronha.v1.{service}_pb2_grpc")
             stub = self._stubs[service] = getattr(module, f"{service.capitalize()}Stub")(channel)
         return stub

@@ -234,27 +234,30 @@ def _start_error(text: str, folder: Path) -> NoronhaError:
     )
 
 
-def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) -> int:
-    """Stops a mesh and waits until it is gone; returns the process id it had. Tasks go on unless ``stop_tasks``.
+def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) -> list[int]:
+    """Stops every server of a mesh and waits until an embedded one is gone; returns the process ids they had.
 
-    Raises DeadlineExceeded ``MESH_SLOW`` when it is still there after ``timeout`` seconds.
+    Tasks go on unless ``stop_tasks``. Raises DeadlineExceeded ``MESH_SLOW`` when an embedded mesh is still there after
+    ``timeout`` seconds.
     """
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import mesh_pb2
 
-    request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks, request_id=new_request_id())
-    process = mesh.mesh.Shutdown(request, timeout=timeout).process_id
+    stopped = []
+    for server in mesh.servers():
+        request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks, request_id=new_request_id())
+        stopped.append(server.Shutdown(request, timeout=timeout).process_id)
     if not mesh.address.startswith("unix:"):
-        return process
+        return stopped
     path = Path(mesh.address.removeprefix("unix:"))
     deadline = time.monotonic() + timeout
-    while answers(path) or _alive(process):
+    while answers(path) or any(_alive(process) for process in stopped):
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
-                f"the mesh, process {process}, has not ended after {timeout:.0f} s", reason="MESH_SLOW"
+                f"the mesh, process {stopped[0]}, has not ended in {timeout:.0f} s", reason="MESH_SLOW"
             )
         time.sleep(0.01)
-    return process
+    return stopped
 
 
 def _alive(process: int) -> bool:

@@ -86,7 +86,7 @@ def _amount(value: Any, path: str) -> resources_pb2.Resources.Amount:
 
 
 def cpu_milli(value: Any, path: str) -> int:
-    """Returns thousandths of a processor of ``0.5``, ``"0.5"`` or ``"500m"``. Raises InvalidArgument ``BAD_SETTING``."""
+    """Returns thousandths of a processor: 500 for ``0.5`` and ``"500m"``. Raises InvalidArgument ``BAD_SETTING``."""
     number: float
     try:
         if isinstance(value, bool):

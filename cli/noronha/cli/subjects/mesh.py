@@ -77,13 +77,13 @@ def down(target: Target, stop_tasks: bool) -> None:
 
     target.may_start = False
     try:
-        process = stop_mesh(target.mesh, stop_tasks=stop_tasks)
+        stopped = stop_mesh(target.mesh, stop_tasks=stop_tasks)
     except Unavailable as error:
         if error.reason != "NO_MESH":
             raise
         _say_down(target, "No mesh runs")
         return
-    _say_down(target, f"Stopped the mesh, process {process}")
+    _say_down(target, f"Stopped the mesh, process {', '.join(map(str, stopped))}")
 
 
 def _say_down(target: Target, line: str) -> None:

@@ -1,0 +1,171 @@
+"""The embedded mesh starts by itself, is found, is replaced, stops, and says in one line why it cannot start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _one_line(answer: Any) -> str:
+    lines = answer.stderr.strip().splitlines()
+    assert answer.returncode != 0 and len(lines) == 1 and lines[0].startswith("Error: "), answer
+    return str(lines[0])
+
+
+def test_the_first_command_starts_it_and_the_next_finds_it(newcomer: Any) -> None:
+    assert newcomer.run("mesh", "status").returncode == 7
+    assert newcomer.nha("model", "list") == "No Model Record(s) found\n"
+    first = newcomer.json("mesh", "status")
+    assert [each["name"] for each in first["services"]] == ["metadata", "store", "builder", "runner", "router"]
+    newcomer.nha("model", "new", "--name", "kept")
+    assert newcomer.json("mesh", "up")["process"] == first["process"]
+    assert newcomer.nha("mesh", "down") == f"Stopped the mesh, process {first['process']}\n"
+    assert newcomer.nha("mesh", "down") == "No mesh runs\n"
+    assert newcomer.run("mesh", "status").returncode == 7
+    assert newcomer.nha("model", "list") == "Listing Model Record(s):\nkept\n"
+    assert newcomer.json("mesh", "status")["mesh_id"] == first["mesh_id"]
+    assert "serving" in newcomer.nha("mesh", "logs")
+
+
+def test_of_many_starts_at_once_one_starts_and_the_others_find_it(newcomer: Any) -> None:
+    gate = threading.Barrier(4)
+
+    def start(_: int) -> Any:
+        gate.wait()
+        return newcomer.run("-s", "mesh", "up", "-o", "json")
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(start, range(4)))
+    assert [each.returncode for each in answers] == [0] * 4, answers
+    servers = [each for each in newcomer.left_behind().values() if "-m noronha.chassis" in each]
+    assert len(servers) == 1
+
+
+def test_a_socket_left_by_a_killed_mesh_does_not_stand_in_the_way(newcomer: Any) -> None:
+    import os
+    import signal
+
+    newcomer.nha("model", "new", "--name", "kept")
+    os.kill(newcomer.json("mesh", "status")["process"], signal.SIGKILL)
+    assert newcomer.nha("model", "list") == "Listing Model Record(s):\nkept\n"
+
+
+def test_an_older_mesh_is_replaced(newcomer: Any) -> None:
+    code = (
+        "import sys\nfrom noronha.chassis import __main__, serve\nserve.version = lambda: '1.9.0'\n"
+        "sys.exit(__main__.main(sys.argv[1:]))"
+    )
+    ready = newcomer.home / "ready"
+    older = subprocess.Popen(
+        [sys.executable, "-c", code, "--state-dir", str(newcomer.state_dir), "--address-file", str(ready)],
+        env=newcomer.env, cwd=newcomer.home, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    import time
+
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert older.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    answer = newcomer.run("-s", "model", "new", "--name", "m", check=True)
+    assert "replacing the mesh 1.9.0" in answer.stderr
+    assert older.wait(60) == 0
+    assert newcomer.json("mesh", "status")["version"] != "1.9.0"
+    assert "replacing" not in newcomer.run("-s", "model", "list", check=True).stderr
+
+
+def test_a_taken_router_port_leaves_the_mesh_up_and_names_the_key(newcomer: Any) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", newcomer.router_port))
+        taken.listen()
+        answer = newcomer.run("-s", "mesh", "up", "-o", "json", check=True)
+        told = [line for line in answer.stderr.splitlines() if "router" in line]
+        assert len(told) == 1 and "router.port" in told[0], answer.stderr
+        newcomer.nha("model", "new", "--name", "m")
+        states = {each["name"]: each for each in newcomer.json("mesh", "status")["services"]}
+        assert states["router"]["state"] == "NOT_SERVING" and "router.port" in states["router"]["problem"]
+        assert states["metadata"]["state"] == "SERVING"
+
+
+def test_a_socket_path_that_is_too_long(newcomer: Any) -> None:
+    folder = newcomer.home / ("x" * 110)
+    line = _one_line(newcomer.run("model", "list", NHA_MESH__STATE_DIR=str(folder)))
+    assert "mesh.state_dir" in line and "[SOCKET_PATH_TOO_LONG]" in line
+    assert not folder.exists()
+
+
+def test_a_state_folder_that_cannot_be_written(newcomer: Any) -> None:
+    line = _one_line(newcomer.run("model", "list", NHA_MESH__STATE_DIR="/sys/nha"))
+    assert "/sys/nha" in line and "mesh.state_dir" in line and "[STATE_DIR_READ_ONLY]" in line
+
+
+def test_a_full_disk(newcomer: Any) -> None:
+    folder = newcomer.home / "full"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        with open(folder / "filler", "wb") as filler, pytest.raises(OSError):
+            while True:
+                filler.write(b"x" * 4096)
+                filler.flush()
+        line = _one_line(newcomer.run("model", "list", NHA_MESH__STATE_DIR=str(folder / "mesh")))
+        assert "space" in line and "mesh.state_dir" in line and "[NO_SPACE]" in line
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_a_mesh_key_in_the_working_directory_that_the_mesh_has_otherwise(newcomer: Any) -> None:
+    """Also when the mesh does not run yet: nothing is started for a command that is refused."""
+    file = newcomer.cwd / "nha.yaml"
+    file.write_text("mesh:\n  grace: 3\n")
+    line = _one_line(newcomer.run("model", "list"))
+    assert "mesh.grace" in line and "3.0" in line and "10.0" in line and "[SETTING_DIFFERS]" in line
+    assert newcomer.run("mesh", "status", cwd=newcomer.home).returncode == 7
+    newcomer.nha("model", "new", "--name", "m", cwd=newcomer.home)
+    line = _one_line(newcomer.run("model", "list"))
+    assert "mesh.grace" in line and "3.0" in line and "10.0" in line
+    file.write_text("mesh:\n  grace: 10\nlogger:\n  level: WARN\n")
+    assert newcomer.nha("model", "list") == "Listing Model Record(s):\nm\n"
+
+
+def test_a_mesh_over_tcp_needs_its_token(newcomer: Any) -> None:
+    ready = newcomer.home / "ready"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "noronha.chassis", "--listen", "127.0.0.1:0", "--state-dir", str(newcomer.state_dir),
+         "--address-file", str(ready)],
+        env=newcomer.env, cwd=newcomer.home, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    import time
+
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert server.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    where = {"NHA_MESH__ADDRESS": ready.read_text().strip()}
+    assert "[NO_TOKEN]" in _one_line(newcomer.run("model", "list", **where))
+    assert "token_file" in _one_line(newcomer.run("model", "list", NHA_MESH__TOKEN_FILE="/nowhere", **where))
+    forged = newcomer.home / "forged"
+    forged.write_text("nha1.e30.e30\n")
+    assert "[BAD_TOKEN]" in _one_line(newcomer.run("model", "list", NHA_MESH__TOKEN_FILE=str(forged), **where))
+    where["NHA_MESH__TOKEN_FILE"] = str(newcomer.state_dir / "owner.token")
+    assert newcomer.run("model", "list", check=True, **where).stdout == "No Model Record(s) found\n"
+    newcomer.run("mesh", "down", check=True, **where)
+    assert server.wait(60) == 0
+    assert "does not answer" in _one_line(newcomer.run("model", "list", **where))
+
+
+def test_nothing_is_started_for_help_or_a_typo(newcomer: Any) -> None:
+    newcomer.run("--help", check=True)
+    newcomer.run("modle", "list")
+    assert not Path(newcomer.home / ".nha").exists()

@@ -34,7 +34,7 @@ def run_in_steps(tmp_path):
     made = []
 
     def make(path, **settings):
-        kernel = Kernel(sys.executable, runtime=runtime.path, cwd=path.parent)
+        kernel = Kernel(sys.executable, runtime=runtime, cwd=path.parent)
         run = NotebookRun(kernel, path, tmp_path / "executed.ipynb", **settings)
         made.append(run)
         return run

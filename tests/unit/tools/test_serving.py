@@ -51,7 +51,8 @@ def test_results_are_answered_faithfully(result):
 
 
 @pytest.mark.parametrize(
-    "result, answer", [("setosa", b"setosa"), ("", b""), (0, b"0"), ([], b"[]"), ({"a": 1}, b'{"a": 1}'), (None, b"null")]
+    "result, answer",
+    [("setosa", b"setosa"), ("", b""), (0, b"0"), ([], b"[]"), ({"a": 1}, b'{"a": 1}'), (None, b"null")],
 )
 def test_bare_results_are_answered_bare(result, answer):
     assert request(OnlinePredict(lambda body: result, enrich=False), "/predict")[::2] == (200, answer)
@@ -67,7 +68,11 @@ def raising(error):
 @pytest.mark.parametrize(
     "error, status, told",
     [
-        (NhaDataError("four numbers, please"), 400, {"Error": "NhaDataError", "Message": "four numbers, please", "cause": None}),
+        (
+            NhaDataError("four numbers, please"),
+            400,
+            {"Error": "NhaDataError", "Message": "four numbers, please", "cause": None},
+        ),
         (ServingError("no model"), 500, {"Error": "ServingError", "Message": "no model", "cause": None}),
         (KeyError("x"), 501, "KeyError('x')"),
     ],
@@ -367,7 +372,7 @@ def test_options_of_the_old_simple_server_mean_the_same_or_nothing():
 def serving(task, make_notebook, tmp_path, *cells):
     """Runs a prediction notebook, yields the run and what it shows once it serves; ends it whatever happens."""
     shown = []
-    kernel = Kernel(sys.executable, runtime=task.folder, cwd=tmp_path)
+    kernel = Kernel(sys.executable, runtime=task.runtime, cwd=tmp_path)
     run = NotebookRun(kernel, make_notebook(*cells), tmp_path / "executed.ipynb", on_output=shown.append)
     run.results = []
     run.start()
@@ -454,7 +459,7 @@ def test_a_taken_port_fails_the_cell(task, make_notebook, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         task.tell({"port": taken.getsockname()[1]})
-        kernel = Kernel(sys.executable, runtime=task.folder, cwd=tmp_path)
+        kernel = Kernel(sys.executable, runtime=task.runtime, cwd=tmp_path)
         run = NotebookRun(kernel, make_notebook(*SERVE), tmp_path / "executed.ipynb")
         try:
             run.start()

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ def ask(question: str, *, what: str, timeout: float | None = None, **arguments: 
     Raises OutsideTaskError outside a task, Unavailable ``TASK_GONE`` when nobody answers, and what the task process
     raised.
     """
-    path = surroundings.require_task_folder(what) / SOCKET
+    folder = surroundings.require_task_folder(what)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
-            connection.connect(str(path))
+            with _reachable(folder) as path:
+                connection.connect(path)
             connection.sendall(json.dumps({"ask": question, **arguments}).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 line = stream.readline(MAX_LINE)
@@ -50,6 +51,16 @@ def ask(question: str, *, what: str, timeout: float | None = None, **arguments: 
     if "error" in answer:
         raise _error_of(answer["error"])
     return answer.get("answer")
+
+
+@contextlib.contextmanager
+def _reachable(folder: Path) -> Iterator[str]:
+    """Yields a path of the socket that is short enough for one, however long the folder's is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+    finally:
+        os.close(descriptor)
 
 
 def _error_of(told: Mapping[str, Any]) -> NoronhaError:
@@ -72,7 +83,8 @@ class Listener:
         self._on_defect = on_defect
         self._path = folder / SOCKET
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(self._path))
+        with _reachable(folder) as path:
+            self._socket.bind(path)
         os.chmod(self._path, 0o600)
         self._socket.listen(64)
         self._thread = threading.Thread(target=self._accept, name="task-channel", daemon=True)

@@ -58,7 +58,7 @@ class NoronhaEngine(Engine):  # type: ignore[misc]
             run_cells(nb_man, execution)
             return
         runtime = RuntimeFolder()
-        kernel = Kernel(sys.executable, runtime=runtime.path, cwd=os.getcwd())
+        kernel = Kernel(sys.executable, runtime=runtime, cwd=os.getcwd())
         try:
             kernel.start()
             execution = Execution(
@@ -326,7 +326,7 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
     def __init__(self, notebook: Any, execution: Execution):
         super().__init__(notebook, output_path=None, progress_bar=False)
         self._execution = execution
-        self._saved = time.monotonic()
+        self._saved = -float("inf")
         self._spent = 0.0
 
     def save(self, **ignored: Any) -> None:

@@ -47,28 +47,36 @@ except Exception:
 """
 """What each kernel does first; leaves no name behind."""
 
-_LONGEST_SOCKET = 100
-"""Characters that a Unix socket's path may have, with some to spare (Linux: 107)."""
+_LONGEST_FOLDER = 90
+"""Bytes that the path of a folder with sockets may have; a socket's own may have 107."""
 
 
 class RuntimeFolder:
-    """A folder only its user can enter, for sockets and the files that go with them.
+    """A folder only its user can enter, for sockets and the files that go with them: a new one below ``parent``.
 
-    It lies in ``parent`` where the path is short enough for a socket, else in the system's temporary folder.
+    A Unix socket's path is short. Where the folder's is not, `for_sockets` leads to it through an open descriptor.
     """
 
     def __init__(self, parent: str | os.PathLike[str] | None = None):
-        chosen, prefix = "/tmp", f"nha-run-{os.getpid()}-"
-        if (
-            parent is not None
-            and len(os.path.join(os.path.abspath(parent), f"{prefix}xxxxxxxx", "kernel-1")) < _LONGEST_SOCKET
-        ):
+        if parent is not None:
             Path(parent).mkdir(parents=True, exist_ok=True)
-            chosen = os.path.abspath(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=chosen))
+        self.path = Path(tempfile.mkdtemp(prefix=f"nha-run-{os.getpid()}-", dir=parent or "/tmp"))
+        self._descriptor: int | None = None
+
+    @property
+    def for_sockets(self) -> Path:
+        """The folder by a path that is short enough for sockets; holds while this object does."""
+        if len(os.fsencode(self.path)) < _LONGEST_FOLDER:
+            return self.path
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        return Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
 
     def remove(self) -> None:
         """Removes the folder; harmless to repeat."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -83,12 +91,12 @@ class Kernel:
         self,
         interpreter: str,
         *,
-        runtime: Path,
+        runtime: RuntimeFolder,
         cwd: str | os.PathLike[str],
         environment: Mapping[str, str] | None = None,
     ):
         self.interpreter = interpreter
-        self._runtime = Path(runtime)
+        self._runtime = runtime.path
         self._cwd = str(cwd)
         self._environment = dict(os.environ if environment is None else environment)
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,7 +104,7 @@ class Kernel:
         self.connection: dict[str, Any] = {
             **CHANNELS,
             "transport": "ipc",
-            "ip": str(self._runtime / "kernel"),
+            "ip": str(runtime.for_sockets / "kernel"),
             "key": secrets.token_hex(32),
             "signature_scheme": "hmac-sha256",
             "kernel_name": "",
@@ -106,7 +114,12 @@ class Kernel:
 
     # -- life ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Starts the process and returns at once. Raises NotebookFailure ``KERNEL_NOT_STARTED``."""
+        """Starts the process, unless it was started, and returns at once.
+
+        Raises NotebookFailure ``KERNEL_NOT_STARTED``.
+        """
+        if self._process is not None:
+            return
         file = self._runtime / "kernel.json"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w", encoding="utf-8") as stream:

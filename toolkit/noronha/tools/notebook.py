@@ -76,9 +76,7 @@ def execute(
     done, ``on_warning`` what the user should know.
     """
     runtime = RuntimeFolder()
-    kernel = Kernel(
-        interpreter, runtime=runtime.path, cwd=cwd or Path(notebook).resolve().parent, environment=environment
-    )
+    kernel = Kernel(interpreter, runtime=runtime, cwd=cwd or Path(notebook).resolve().parent, environment=environment)
     run = NotebookRun(
         kernel,
         notebook,
@@ -168,9 +166,14 @@ class NotebookRun:
 
                 note_failure(document, failure)
             write(document, self._executed)
-        elif self._notebook.is_file():
-            keep_unreadable(self._notebook, self._executed)
+        else:
+            self.keep()
         return result_of(failure)
+
+    def keep(self) -> None:
+        """Keeps the notebook as it is, where it came to no execution."""
+        if self._notebook.is_file() and not self._executed.exists():
+            keep_unreadable(self._notebook, self._executed)
 
     def _run_cells(self, document: Any) -> None:
         from papermill.engines import papermill_engines

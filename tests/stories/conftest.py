@@ -157,6 +157,8 @@ def private_user(target: str = "embedded", **environment: str) -> Iterator[User]
         "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv")),
         **environment,
     }  # fmt: skip
+    # Users let Python keep what it compiled; without that every start compiles everything anew.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     user = User(home, target, env, port, cwd)
     try:
         yield user
@@ -193,3 +195,9 @@ def newcomer() -> Iterator[User]:
     """A user of an embedded mesh that nobody has started yet."""
     with private_user() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def free() -> Callable[[], int]:
+    """Returns free ports."""
+    return free_port

@@ -38,7 +38,7 @@ def _origin(value: Any) -> Any:
 
 
 def _storage(value: Any) -> Any:
-    return "STORAGE_CLASS_LIGHTWEIGHT" if value else "STORAGE_CLASS_STANDARD"
+    return "STORAGE_CLASS_LIGHTWEIGHT" if value else {"$ne": "STORAGE_CLASS_LIGHTWEIGHT"}
 
 
 def _full(kind: str) -> Callable[[Any], Any]:

@@ -34,6 +34,7 @@ from noronha.rpc.errors import InvalidArgument
         ("model_version", {"ds.name": "d"}, {"dataset": {"$regex": "/d@[0-9]+$"}}),
         ("model_version", {"details.metrics.acc": {"$gt": 0.9}}, {"details.metrics.acc": {"$gt": 0.9}}),
         ("model_version", {"lightweight": True}, {"storage_class": "STORAGE_CLASS_LIGHTWEIGHT"}),
+        ("model_version", {"lightweight": False}, {"storage_class": {"$ne": "STORAGE_CLASS_LIGHTWEIGHT"}}),
         ("deployment", {"movers.name": "v1"}, {"spec.model_versions": {"$regex": "/v1@[0-9]+$"}}),
         ("deployment", {"details.params": {"$exists": True}}, {"spec.params": {"$exists": True}}),
         ("training", {"$or": [{"name": "a"}, {"task.state": "failed"}]},

@@ -1,6 +1,6 @@
 """Takes the iris project from nothing to a prediction, on a mesh of its own: ``python examples/demo.py [--keep]``.
 
-Every step is a command that a user would type, printed as it is run. Nothing of the user's is touched: the home, the mesh
+Every step is a command that a user would type, printed as it runs. Nothing of the user's is touched: the home, the mesh
 and the ports are the demo's own, and they are gone when it ends, unless they are to be kept.
 """
 

@@ -36,7 +36,7 @@ class Model:
 
     `judge(url, name, data)` returns why a resource is refused, or nothing. As Envoy does, it takes the good ones of an
     answer about clusters and listeners, and all or nothing of the others; clusters are acknowledged once they have
-    been told their endpoints.
+    been told their endpoints, and before those endpoints are.
     """
 
     def __init__(self, stream: AdsStream, judge: Judge = lambda url, name, data: "") -> None:
@@ -115,12 +115,12 @@ class Model:
             error_detail=Status(code=13, message=error) if bad else None,
         )  # fmt: skip
         found = []
+        if self._unacknowledged is not None and not self._cold:
+            held, self._unacknowledged = self._unacknowledged, None
+            found += self.stream.heard(held)
         if url == CLUSTER and self._cold:
             self._unacknowledged = request
         else:
-            found += self.stream.heard(request)
-        if self._unacknowledged is not None and not self._cold:
-            request, self._unacknowledged = self._unacknowledged, None
             found += self.stream.heard(request)
         return found
 

@@ -284,6 +284,18 @@ class AdsStream:
     def _routes_are_told(self) -> bool:
         return self.snapshot is not None and self._routed is self.snapshot.parts
 
+    def _clusters_are_told(self) -> bool:
+        """Tells whether the proxy has all clusters, and their endpoints are at least on the way to it."""
+        clusters, endpoints = self._channels[CLUSTER], self._channels[ENDPOINTS]
+        if clusters.open is not None:
+            return False
+        wanted = self._wanted(ENDPOINTS)
+        return all(
+            endpoints.sent.get(name) == wanted[name].digest or endpoints.refuses(name, wanted[name].digest)
+            for name in endpoints.names
+            if name in wanted
+        )
+
     def _due(self) -> list[bytes]:
         """Returns the answers that are due now, in the order that keeps routes and clusters consistent."""
         if self.snapshot is None:
@@ -291,7 +303,7 @@ class AdsStream:
         found: list[bytes] = []
         for url in ORDER:
             channel = self._channels[url]
-            if url in (LISTENER, ROUTES) and self._channels[CLUSTER].open is not None:
+            if url == LISTENER and not self._clusters_are_told():
                 break
             if not channel.asked or channel.open is not None:
                 continue

@@ -93,6 +93,7 @@ class Envoy:
             command = [
                 str(program), "--config-path", str(path), "--disable-hot-restart",
                 "--concurrency", str(self._concurrency), "--log-level", "warning", "--log-path", str(self.log_path),
+                "--file-flush-interval-msec", "1000",
             ]  # fmt: skip
             with open(self._folder / "envoy.err", "wb") as errors:
                 self._child = subprocess.Popen(

@@ -617,7 +617,8 @@ def _mapper(flags: list[str], error: str) -> manager.ResponseMapper:
 _LOCAL_REPLIES = manager.LocalReplyConfig(
     mappers=[
         _mapper(["NR"], f"nothing is served here; expected {EXPECTED.format(path='/predict')}"),
-        _mapper(["UH", "NC"], "the deployment has no ready replica"),
+        _mapper(["UH"], "the deployment has no ready replica"),
+        _mapper(["NC"], "the deployment is not routed yet"),
         _mapper(["UT", "SI"], "the replica did not answer in time"),
         _mapper(["UO"], "too many requests are waiting"),
         _mapper(["UF", "URX", "UC", "UR", "LR"], "the replica could not be reached or broke off: %LOCAL_REPLY_BODY%"),

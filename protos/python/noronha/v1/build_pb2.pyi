@@ -207,7 +207,7 @@ class Artifact(google.protobuf.message.Message):
     PYTHON_VERSION_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """Identity of what was made: an image id, or the digest of an environment. Shown as `docker_id`."""
+    """Identity of what was made: an image id, or a digest of source and environment together. Shown as `docker_id`."""
     image: builtins.str
     """Reference that a container manager runs, by digest; empty for an environment."""
     source_digest: builtins.str

@@ -22,7 +22,9 @@ class TailLogsRequest(google.protobuf.message.Message):
     FOLLOW_FIELD_NUMBER: builtins.int
     TAIL_LINES_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Full name of the build, training, deployment, notebook or island; of a build, bare or with `@{n}`."""
+    """Full name of the build, training, deployment, notebook or island; of a build with `@{n}`,
+    or bare for its newest revision.
+    """
     replica: builtins.str
     """Replica of a deployment, its id; empty takes all of them, one after the other, or together when following."""
     position: builtins.str

@@ -150,8 +150,16 @@ class Uploads:
                 f"upload {upload} was opened by somebody else; upload the files yourself",
                 reason="NOT_YOUR_UPLOAD", upload=upload,
             )  # fmt: skip
-        # Sealed before it is looked at: what is complete now stays until the hold is over.
+        self._complete_entries(upload)
         self._index.extend(upload, now + hold, seal=True)
+        entries = self._complete_entries(upload)  # looked at again: from the sealing on, what is complete stays
+        answer = self._answer(replace(session, expire_time=max(session.expire_time, now + hold)))
+        answer.storage_class = session.storage_class  # type: ignore[assignment]
+        for entry in entries:
+            answer.entries.add(digest=entry.digest, size_bytes=entry.size)
+        return answer
+
+    def _complete_entries(self, upload: str) -> list[Entry]:
         entries = self._index.entries(upload)
         missing = [entry.digest for entry in entries if not entry.complete]
         if missing:
@@ -159,11 +167,7 @@ class Uploads:
                 f"upload {upload} still misses {len(missing)} of {len(entries)} blobs, {missing[0]} first; send them",
                 reason="UPLOAD_INCOMPLETE", upload=upload, missing=len(missing), digest=missing[0],
             )  # fmt: skip
-        answer = self._answer(replace(session, expire_time=max(session.expire_time, now + hold)))
-        answer.storage_class = session.storage_class  # type: ignore[assignment]
-        for entry in entries:
-            answer.entries.add(digest=entry.digest, size_bytes=entry.size)
-        return answer
+        return entries
 
 
 def _no_upload(upload: str) -> NotFound:

@@ -115,8 +115,8 @@ class Assets:
         if not record.stored:
             title = "Dataset" if kind == "ds" else "Model version"
             raise FailedPrecondition(
-                f"{title} {_key(record)!r} is not stored by the framework, so it cannot be mounted; publish it with its "
-                "files",
+                f"{title} {_key(record)!r} is not stored by the framework, so it cannot be mounted; publish it with "
+                "its files",
                 reason="NOT_STORED", name=record.name,
             )  # fmt: skip
         with self._lock:

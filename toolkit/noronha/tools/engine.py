@@ -1,4 +1,4 @@
-"""Papermill's engine ``noronha_engine``: runs the cells of one notebook on a kernel of ours.
+"""Runs the cells of one notebook on a kernel of ours, as an engine of papermill.
 
 Papermill keeps the notebook's papermill metadata; nbclient knows what each kind of output means. Ours is what lies
 between: output that is live and bounded, a kernel whose death is noticed, cancellation, and a kernel over Unix
@@ -36,8 +36,8 @@ DRAINED_AT_ONCE = 500
 """Messages read in one go before anything else gets its turn."""
 
 
-class NoronhaEngine(Engine):  # type: ignore[misc]
-    """Executes a notebook for papermill; registered as ``noronha_engine``."""
+class CellEngine(Engine):  # type: ignore[misc]
+    """What `noronha.tools.notebook.NoronhaEngine` is made of, once papermill is imported."""
 
     @classmethod
     def execute_managed_notebook(
@@ -71,16 +71,6 @@ class NoronhaEngine(Engine):  # type: ignore[misc]
         finally:
             kernel.kill()
             runtime.remove()
-
-    @classmethod
-    def nb_kernel_name(cls, nb: Any, name: str | None = None) -> str:
-        """Returns a name for the record only: the kernelspec of a notebook is not looked up."""
-        return name or "python3"
-
-    @classmethod
-    def nb_language(cls, nb: Any, language: str | None = None) -> str:
-        """Returns the language that every kernel of ours speaks."""
-        return language or "python"
 
 
 def run_cells(nb_man: NotebookExecutionManager, execution: Execution) -> None:

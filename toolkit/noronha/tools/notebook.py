@@ -176,17 +176,12 @@ class NotebookRun:
             keep_unreadable(self._notebook, self._executed)
 
     def _run_cells(self, document: Any) -> None:
-        from papermill.engines import papermill_engines
+        from noronha.tools.engine import CellEngine, Record
 
-        from noronha.tools.engine import NoronhaEngine, Record
-
-        papermill_engines.register("noronha_engine", NoronhaEngine)
         record = Record(document, self._execution)
         record.notebook_start()
         try:
-            papermill_engines.get_engine("noronha_engine").execute_managed_notebook(
-                record, "python3", execution=self._execution
-            )
+            CellEngine.execute_managed_notebook(record, "python3", execution=self._execution)
         finally:
             record.notebook_complete()
 
@@ -327,9 +322,25 @@ class NotebookRunner:
         return 0 if result.succeeded else 1
 
 
-def __getattr__(name: str) -> Any:
-    if name == "NoronhaEngine":  # papermill's entry point; papermill itself is imported when it is asked for
-        from noronha.tools.engine import NoronhaEngine
+class NoronhaEngine:
+    """Papermill's engine ``noronha_engine``: papermill finds it by its entry point and treats it as any engine.
 
-        return NoronhaEngine
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    No subclass of papermill's own, because papermill loads its engines while it is itself being imported.
+    """
+
+    @classmethod
+    def execute_notebook(cls, nb: Any, kernel_name: str, **settings: Any) -> Any:
+        """Runs the cells of a notebook with the interpreter that runs papermill, and returns the notebook."""
+        from noronha.tools.engine import CellEngine
+
+        return CellEngine.execute_notebook(nb, kernel_name, **settings)
+
+    @classmethod
+    def nb_kernel_name(cls, nb: Any, name: str | None = None) -> str:
+        """Returns a name for the record only: the kernelspec of a notebook is not looked up."""
+        return name or "python3"
+
+    @classmethod
+    def nb_language(cls, nb: Any, language: str | None = None) -> str:
+        """Returns the language that every kernel of ours speaks."""
+        return language or "python"

@@ -1,8 +1,8 @@
 """The process of one task: ``python -m noronha.tools.task --assignment FILE``.
 
-It asks the mesh what to do, fetches what the notebook needs, runs it on a kernel of the project's environment, tells the
-mesh of every step, and ends with the outcome. While the mesh is away it goes on, and tells later. The exit code is 0
-only for a task that succeeded.
+It asks the mesh what to do, fetches what the notebook needs, runs it on a kernel of the project's environment, tells
+the mesh of every step, and ends with the outcome. While the mesh is away it goes on, and tells later. The exit code
+is 0 only for a task that succeeded.
 
 The assignment file is one JSON object: ``address`` of the mesh, ``token_file``, ``interpreter`` for the kernel, and
 ``directories`` ``task``, ``app``, ``data``, ``model``, ``tmp`` and ``logs``.
@@ -433,7 +433,7 @@ class Task:
 
 
 def _as_seen(directories: dict[str, Path]) -> dict[str, Path]:
-    """Returns the task's folders by the paths that notebooks are to see: ``/app`` … where those are the same folders."""
+    """Returns the task's folders by the paths that notebooks see: ``/app`` … where those are the same folders."""
     seen = {}
     for name, path in directories.items():
         short = Path("/") / name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-MARK = "NHA_TASK"
+MARK = "IN_NORONHA_TASK"
 """Variable in the environment of a task and all it starts: its folder. What nothing else contains is found by it."""
 
 

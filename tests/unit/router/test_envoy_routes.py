@@ -159,6 +159,7 @@ async def test_a_busy_replica_gets_nothing_while_others_are_free(rig: Rig) -> No
     await rig.apply()
     await all_healthy(rig, 2)
     busy.gate = threading.Event()
+    busy.seen.clear()
     tasks: list[asyncio.Task[Answer]] = []
     while not busy.seen:
         tasks.append(asyncio.create_task(ask(rig.port, "/predict?project=p&deploy=d")))
@@ -387,7 +388,7 @@ def unhealthy(rig: Rig) -> int:
 
 
 async def all_healthy(rig: Rig, count: int) -> None:
-    """Waits until every cluster has at least so many healthy replicas."""
+    """Waits until every cluster has at least so many healthy replicas, and requests reach as many."""
 
     def condition() -> bool:
         found = collections.Counter[str]()
@@ -396,3 +397,13 @@ async def all_healthy(rig: Rig, count: int) -> None:
         return bool(found) and min(found.values()) >= count
 
     await eventually(condition, f"{count} replicas are healthy")
+    # What the main thread shows, the worker threads know a moment later.
+    for key in ("any", "model_version"):
+        labels: list[str] = []
+
+        async def reached(key: str = key, labels: list[str] = labels) -> bool:
+            answer = await ask(rig.port, f"/predict?project=p&deploy=d&{key}={len(labels)}")
+            labels.append(answer.json["label"])
+            return len(set(labels)) >= count
+
+        await eventually(reached, f"{count} replicas are reached")

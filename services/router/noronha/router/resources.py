@@ -145,7 +145,10 @@ _OUTLIERS = cluster.OutlierDetection(
 )
 # With no healthy replica at all, requests go to the unhealthy ones: a server with one worker does not answer its probe
 # while it predicts, and is asked again in vain at worst.
-_PANIC = cluster.ClusterCommonLbConfig(healthy_panic_threshold=types.Percent(value=1))
+# A probe's outcome counts at once; Envoy would else gather such news for a second, and leave out replicas so long.
+_BALANCING = cluster.ClusterCommonLbConfig(
+    healthy_panic_threshold=types.Percent(value=1), update_merge_window=seconds(0)
+)
 _LEAST_REQUEST = cluster.LoadBalancingPolicy(
     policies=[
         cluster.LoadBalancingPolicyPolicy(
@@ -204,7 +207,7 @@ def _cluster_frame(check: bytes, sticky: bool, eds: bool) -> bytes:
             type=cluster.ClusterDiscoveryType.EDS if eds else cluster.ClusterDiscoveryType.STRICT_DNS,
             connect_timeout=CONNECT_TIMEOUT,
             load_balancing_policy=_RING_HASH if sticky else _LEAST_REQUEST,
-            common_lb_config=_PANIC,
+            common_lb_config=_BALANCING,
             circuit_breakers=_NO_BREAKERS,
             outlier_detection=_OUTLIERS,
             health_checks=health_checks(health_check_pb2.HealthCheck.FromString(check)),

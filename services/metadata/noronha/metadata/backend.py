@@ -47,6 +47,12 @@ class Strength(enum.IntEnum):
     """It is taken out of its source by the same commit."""
     BINDING = 2
     """It forbids the deletion."""
+    FOLLOWING = 3
+    """It forbids the deletion; where that is forced, its source is deleted by the same commit."""
+
+
+GUARDED = (Strength.CLEARED, Strength.BINDING, Strength.FOLLOWING)
+"""Strengths of references that a deletion must not leave behind unless forced."""
 
 
 class Reference(NamedTuple):
@@ -138,13 +144,13 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Unreferenced:
-    """No record, but those that the commit writes or deletes, refers to the target as strongly as ``strength``."""
+    """No record, but those that the commit writes or deletes, refers to the target with one of these strengths."""
 
     name: str
     """Name of the target, or a prefix of names that ends in ``/``."""
     revision: int | None = None
     """Revision of the target; None for any."""
-    strength: Strength = Strength.CLEARED
+    strengths: tuple[Strength, ...] = GUARDED
 
 
 @dataclass(frozen=True)

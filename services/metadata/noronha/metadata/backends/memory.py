@@ -387,6 +387,6 @@ def _holds(kept: _Tenant, condition: Condition, written: set[tuple[str, int]]) -
         return all((row.record.key.name, row.record.key.revision) in written for row in kept.under(condition.prefix))
     assert isinstance(condition, Unreferenced)
     return not any(
-        reference.strength >= condition.strength and (row.record.key.name, row.record.key.revision) not in written
+        reference.strength in condition.strengths and (row.record.key.name, row.record.key.revision) not in written
         for row, reference in kept.mentions(condition.name, condition.revision)
     )

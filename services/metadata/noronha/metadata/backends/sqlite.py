@@ -727,8 +727,7 @@ class _Reading:
             parameters += self._filter[1]
             document, limit = ", document", ""
         cursor = self._connection.execute(
-            f"SELECT {RECORD}, {order_column}{document} FROM {main} {records}"
-            f" WHERE {where} ORDER BY {order}{limit}",
+            f"SELECT {RECORD}, {order_column}{document} FROM {main} {records} WHERE {where} ORDER BY {order}{limit}",
             parameters,
         )
         with contextlib.closing(cursor):

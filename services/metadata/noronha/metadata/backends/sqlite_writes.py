@@ -284,9 +284,10 @@ class Writes:
         else:
             where, values = "target_name = ?", [name]
         rows = self._execute(
-            f"SELECT source FROM mentions WHERE tenant = ? AND {where} AND strength >= ?"
+            f"SELECT source FROM mentions WHERE tenant = ? AND {where}"
+            f" AND strength IN ({', '.join(str(int(each)) for each in condition.strengths)})"
             " AND (? IS NULL OR target_revision = ?)",
-            (tenant, *values, int(condition.strength), condition.revision, condition.revision),
+            (tenant, *values, condition.revision, condition.revision),
         )
         return all(row[0] in ids for row in rows)
 

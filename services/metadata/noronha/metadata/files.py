@@ -28,9 +28,7 @@ def check_manifest(files: Sequence[Any], upload: str) -> None:
     if files and not upload:
         raise InvalidArgument("files need the upload that holds them", reason="UPLOAD_REQUIRED")
     if upload and not files:
-        raise InvalidArgument(
-            "an upload needs the files it is for; send none of both to record none", reason="NO_FILES"
-        )
+        raise InvalidArgument("an upload needs the files it is for; send neither to record none", reason="NO_FILES")
     if len(files) > MAX_FILES:
         raise InvalidArgument(
             f"{len(files):,} files are too many; at most {MAX_FILES:,} are kept of one name", reason="TOO_MANY_FILES"

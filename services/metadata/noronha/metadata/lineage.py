@@ -23,7 +23,7 @@ Edge = tuple[Key, Key, str]
 
 
 async def trace(catalog: Catalog, caller: Principal, request: Any) -> Any:
-    """Returns the edges around a resource, nearest first. Raises NotFound; InvalidArgument ``BAD_NAME``, ``BAD_DEPTH``."""
+    """Returns the edges around a resource, nearest first. Raises NotFound; InvalidArgument ``BAD_DEPTH``."""
     if not 0 <= request.depth <= MAX_DEPTH:
         why = f"must be 0 to {MAX_DEPTH}"
         raise InvalidArgument(f"depth {why}", reason="BAD_DEPTH", violations=[("depth", why)])

@@ -1,4 +1,4 @@
-"""What the services that own a resource's life write: builds, trainings, deployments and what belongs to them, islands."""
+"""What the services that own a resource's life write: builds, trainings, notebooks, deployments, islands."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def _once_of(caller: Principal, creates: Sequence[Any]) -> Once | None:
     if not found:
         return None
     if len(found) > 1:
-        raise InvalidArgument(
-            "the writes of one commit come from one request; send one request_id", reason="BAD_WRITES"
-        )
+        raise InvalidArgument("the writes of a commit come from one request; send one request_id", reason="BAD_WRITES")
     request_id, fingerprint = found.pop()
     check_request_id(request_id)
     return Once(f"records/{caller.subject}/{request_id}", fingerprint)

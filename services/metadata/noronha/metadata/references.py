@@ -1,4 +1,4 @@
-"""References from one resource to another: bare names become revisions, and what they stood for is frozen beside them."""
+"""References between resources: bare names become revisions, and what they stood for is frozen beside them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def build_snapshot(build: Any) -> Any:
     """Returns a build as others keep it: without its files."""
     snapshot = build_pb2.Build()
     snapshot.CopyFrom(build)
-    snapshot.source.ClearField("files")
+    if snapshot.HasField("source"):
+        snapshot.source.ClearField("files")
     return snapshot
 
 

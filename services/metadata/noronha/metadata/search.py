@@ -18,7 +18,7 @@ MAX_QUERY = 256
 
 
 async def find(catalog: Catalog, caller: Principal, request: Any) -> Any:
-    """Returns a page of resources that hold a text. Raises InvalidArgument ``BAD_QUERY``, ``BAD_KIND`` and of paging."""
+    """Returns a page of resources that hold a text. Raises InvalidArgument ``BAD_QUERY``, ``BAD_KIND``."""
     if not 1 <= len(request.query) <= MAX_QUERY:
         why = f"has {len(request.query)} characters; 1 to {MAX_QUERY} are allowed"
         raise InvalidArgument(f"query {why}", reason="BAD_QUERY", violations=[("query", why)])

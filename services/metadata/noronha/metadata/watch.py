@@ -1,7 +1,7 @@
 """Watches: the present state, a bookmark, and changes as they happen.
 
-A watch holds no state of what it told: it goes through the journal, which holds names, and tells what the record is by
-then. So a slow reader costs nothing but its place in the journal; states in between are skipped and the last one is not.
+A watch holds no state of what it told: it goes through the journal, which holds names, and tells what the record is
+by then. So a slow reader costs nothing but its place in the journal; states in between are skipped, the last is not.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Watch:
         self._followed: _Target | None = None
         """The one task with whose end the watch ends."""
 
-    async def steps(self) -> AsyncIterator[Any]:
+    async def steps(self) -> AsyncGenerator[Any, None]:
         """Yields what happened. Raises InvalidArgument; OutOfRange ``RESUME_TOKEN_TOO_OLD``."""
         await self._settle_task()
         if self._request.resume_token:

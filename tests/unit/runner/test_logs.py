@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from noronha.rpc.errors import InvalidArgument, OutOfRange
 from noronha.runner.logs import MAX_APPEND, PIECE, Log, Logs, Part, tail
 

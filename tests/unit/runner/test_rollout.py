@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 from google.rpc import status_pb2
+
 from noronha.runner import rollout, sessions
 from noronha.runner.rollout import Failures
 from noronha.v1 import deployment_pb2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf import duration_pb2
+
 from noronha.rpc.errors import InvalidArgument
 from noronha.runner import admission, workloads
 from noronha.runner.backend import TASK_COMMAND

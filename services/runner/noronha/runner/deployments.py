@@ -138,17 +138,24 @@ class Deployments:
             commit.writes.add(create=create)
             commit.writes.add(create=records_pb2.CreateRecordRequest(resource=revision))
             try:
-                return await self._commit_once(commit, create)
+                answer = await self._peers.records.CommitRecords(commit)
+                return await self._agreed(answer)
             except AlreadyExists as error:
                 if request.deployment_id or error.reason == "REQUEST_ID_REUSED" or draw == _DRAWS - 1:
                     raise
         raise AssertionError
 
-    async def _commit_once(
-        self, commit: records_pb2.CommitRecordsRequest, create: records_pb2.CreateRecordRequest
-    ) -> records_pb2.Record:
-        answer = await self._peers.records.CommitRecords(commit)
+    async def _agreed(self, answer: records_pb2.CommitRecordsResponse) -> records_pb2.Record:
+        """Returns a deployment's record once it names its revision: numbers go on after a namesake that was deleted."""
         record: records_pb2.Record = answer.records[0]
+        number = int(names.parse(answer.records[1].resource.deployment_revision.name).ids[-1])
+        deployment = record.resource.deployment
+        if deployment.revision != number:
+            changed = Deployment(name=deployment.name, revision=number)
+            written = await self._owner.write(
+                resource_pb2.Resource(deployment=changed), ["revision"], record.lease.fence
+            )
+            deployment.CopyFrom(written.deployment)
         return record
 
     def _revision(
@@ -194,8 +201,6 @@ class Deployments:
         controller = await self._controller(name)
         async with controller.writing:
             current = await self._get(name)
-            if asked.etag and asked.etag != current.etag:
-                raise Aborted(f"{name} was changed meanwhile; read it again", reason="STALE_ETAG", name=name)
             wanted = Deployment()
             wanted.CopyFrom(current)
             spec = _merge(wanted, asked, paths)
@@ -207,6 +212,10 @@ class Deployments:
                 completed, _ = await self._owner.admission.spec(parent, spec)
                 await self._check_platform(completed)
                 wanted.spec.CopyFrom(completed)
+            if wanted == current:
+                return current  # also when it was asked before and the answer was lost
+            if asked.etag and asked.etag != current.etag:
+                raise Aborted(f"{name} was changed meanwhile; read it again", reason="STALE_ETAG", name=name)
             return await self._change(controller, current, wanted, request)
 
     async def rollback(self, request: runner_pb2.RollbackDeploymentRequest) -> Deployment:

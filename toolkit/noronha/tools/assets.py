@@ -174,7 +174,7 @@ def extract(archive: Path, target: Path) -> None:
                     raise DataLoss(f"{archive.name} holds {member.name[:200]!r}, which is no regular file",
                                    reason="BAD_ARCHIVE", member=ascii(member.name[:200]))  # fmt: skip
                 path = check_path(member.name.removeprefix("./"))
-                with unpacking.create(path, executable=bool(member.mode & 0o100)) as write:
+                with unpacking.create(path, member.size, executable=bool(member.mode & 0o100)) as write:
                     while data := content.read(1 << 20):
                         write(data)
             unpacking.publish()

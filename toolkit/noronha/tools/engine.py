@@ -36,7 +36,7 @@ DRAINED_AT_ONCE = 500
 """Messages read in one go before anything else gets its turn."""
 
 
-class CellEngine(Engine):  # type: ignore[misc]
+class CellEngine(Engine):
     """What `noronha.tools.notebook.NoronhaEngine` is made of, once papermill is imported."""
 
     @classmethod
@@ -78,7 +78,7 @@ def run_cells(nb_man: NotebookExecutionManager, execution: Execution) -> None:
     asyncio.run(_Cells(nb_man, execution).run())
 
 
-class _Cells(NotebookClient):  # type: ignore[misc]
+class _Cells(NotebookClient):
     """nbclient's knowledge of outputs, with our way of waiting for them."""
 
     def __init__(self, nb_man: NotebookExecutionManager, execution: Execution):
@@ -91,6 +91,7 @@ class _Cells(NotebookClient):  # type: ignore[misc]
         self._idle: set[str] = set()
         self._last_message = 0.0
         self._output: Any = None
+        self.kc: Any = None
 
     async def run(self) -> None:
         execution = self._execution
@@ -207,7 +208,7 @@ class _Cells(NotebookClient):  # type: ignore[misc]
                     raise self._died(index)
                 if reply is not None and time.monotonic() - self._last_message > QUIET:
                     break
-            return reply  # type: ignore[return-value]
+            return reply
         finally:
             cancelled.cancel()
             for future in waiting.values():
@@ -240,8 +241,8 @@ class _Cells(NotebookClient):  # type: ignore[misc]
         _, parts = session.feed_identities(frames)
         # Printed text is by far the most frequent message: it is read without the ceremony the others get.
         if b'"stream"' in parts[1] and json.loads(parts[1]).get("msg_type") == "stream":
-            content = json.loads(parts[4])
-            self._printed(json.loads(parts[2]).get("msg_id"), content.get("name", "stdout"), content.get("text", ""))
+            parent, content = json.loads(parts[2]).get("msg_id") or "", json.loads(parts[4])
+            self._printed(parent, content.get("name", "stdout"), content.get("text", ""))
             return
         try:
             message = session.deserialize(parts)
@@ -249,9 +250,9 @@ class _Cells(NotebookClient):  # type: ignore[misc]
             return  # not signed with our key
         self._published(message)
 
-    def _printed(self, parent: str | None, name: str, text: str) -> None:
+    def _printed(self, parent: str, name: str, text: str) -> None:
         self._execution.show(text)
-        place = self._places.get(parent or "")
+        place = self._places.get(parent)
         if place is None:
             return
         cell, index = place
@@ -310,7 +311,7 @@ class _Cells(NotebookClient):  # type: ignore[misc]
             self._kept.cleared(index)
 
 
-class Record(NotebookExecutionManager):  # type: ignore[misc]
+class Record(NotebookExecutionManager):
     """Papermill's record of an execution, written whole and not at every step."""
 
     def __init__(self, notebook: Any, execution: Execution):
@@ -357,7 +358,7 @@ def _tags(cell: Any) -> list[str]:
 
 
 def _line(text: Any) -> str:
-    text = "".join(text) if isinstance(text, list) else str(text)
+    text = str("".join(text) if isinstance(text, list) else text)
     return text if not text or text.endswith("\n") else text + "\n"
 
 

@@ -136,6 +136,10 @@ class Task:
         from noronha.tools.assets import Assets
         from noronha.tools.channel import Listener
 
+        def warn(text: str) -> None:
+            reporter.warn(text)
+            live.add(f"Warning: {text}\n")
+
         run = NotebookRun(
             self._kernel,
             self._seen["app"] / assignment.notebook,
@@ -143,7 +147,7 @@ class Task:
             params_json=assignment.params_json,
             on_output=live.add,
             on_progress=reporter.progress,
-            on_warning=lambda text: (reporter.warn(text), live.add(f"Warning: {text}\n")),
+            on_warning=warn,
         )
         with self._lock:
             self._run = run

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -180,13 +182,9 @@ def _at_a_terminal(user: Any, *arguments: str, keys: str) -> tuple[int, str]:
     """Runs ``nha`` at a terminal, answers its question, and returns its exit code and all it showed."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        user.command(*arguments),
-        cwd=user.cwd,
-        env={**user.env, "TERM": "xterm"},
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-    )
+        user.command(*arguments), cwd=user.cwd, env={**user.env, "TERM": "xterm"}, stdin=slave, stdout=slave,
+        stderr=slave, start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
     os.close(slave)
     shown, answered, deadline = b"", False, time.monotonic() + 60
     try:

@@ -148,9 +148,9 @@ def open_upload(store: Any, *data: bytes, **fields: Any) -> store_pb2.Upload:
 
 
 def messages(upload: str, *data: bytes, begin: int = 0, size: int = CHUNK) -> Iterator[store_pb2.WriteBlobsRequest]:
-    """Yields the chunks of blobs, each from the byte ``begin`` on."""
+    """Yields the chunks of blobs, each from the byte ``begin`` on; an empty one where every byte is there already."""
     for each in data:
-        for offset in range(begin, len(each), size):
+        for offset in range(begin, max(len(each), begin + 1), size):
             part = each[offset : offset + size]
             yield store_pb2.WriteBlobsRequest(
                 upload=upload, digest=digest_of(each), offset=offset, data=part, crc32=zlib.crc32(part)
@@ -166,7 +166,8 @@ def put(store: Any, *data: bytes) -> store_pb2.Upload:
     """Brings blobs into Store, whole."""
     upload = open_upload(store, *data)
     missing = {each.digest for each in upload.missing}
-    send(store, messages(upload.upload, *(each for each in data if digest_of(each) in missing)))
+    if missing:
+        send(store, messages(upload.upload, *(each for each in data if digest_of(each) in missing)))
     return upload
 
 

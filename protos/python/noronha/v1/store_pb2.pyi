@@ -121,7 +121,7 @@ class PartialBlob(google.protobuf.message.Message):
     digest: builtins.str
     """Digest of its content."""
     committed_offset: builtins.int
-    """Bytes that have arrived and need not be sent again."""
+    """Bytes that have arrived and need not be sent again. Where that is all of them, a chunk without data finishes the blob."""
     def __init__(
         self,
         *,

@@ -13,8 +13,8 @@ _SHOWN = 5
 
 
 async def must_be_free(draft: Draft, key: Key) -> None:
-    """Raises AlreadyExists when a name is used."""
-    if await draft.find(Key(key.kind, key.name)) is not None:
+    """Raises AlreadyExists when a name is used; a hopeful draft leaves that to the commit."""
+    if not draft.hopeful and await draft.find(Key(key.kind, key.name)) is not None:
         raise AlreadyExists(f"{key.name} exists already; choose another name", name=key.name)
 
 

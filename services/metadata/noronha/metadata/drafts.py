@@ -33,7 +33,7 @@ from noronha.metadata.backend import (
     Unchanged,
     missing,
 )
-from noronha.rpc.errors import Aborted, InvalidArgument
+from noronha.rpc.errors import Aborted, InvalidArgument, NoronhaError
 from noronha.rpc.names import Name
 
 MAX_RECORD_BYTES = 3 << 20
@@ -62,9 +62,11 @@ class Found(NamedTuple):
 class Draft:
     """One commit in the making."""
 
-    def __init__(self, records: Records, tenant: str) -> None:
+    def __init__(self, records: Records, tenant: str, *, hopeful: bool = False) -> None:
         self.records = records
         self.tenant = tenant
+        self.hopeful = hopeful
+        """Whether names are taken to be free without a look: the commit judges it anyway, and seldom otherwise."""
         self.now = time.time_ns() // 1000
         self._writes: dict[Key, Put | Delete] = {}
         self._messages: dict[Key, Any] = {}
@@ -231,13 +233,16 @@ async def settle(
     A repeated request is answered as the first time. Raises what ``attempt`` raises, AlreadyExists
     ``REQUEST_ID_REUSED``, and Aborted ``BUSY`` when others interfere without end.
     """
-    if once is not None:
-        first = await records.answered(tenant, Request(once.identity, once.fingerprint, b""))
-        if first is not None:
+    for turn in range(_ATTEMPTS):
+        draft = Draft(records, tenant, hopeful=turn == 0)
+        try:
+            message = await attempt(draft)
+        except NoronhaError:
+            # A repeat finds its own traces, such as a name that is used; what it got the first time still stands.
+            first = await _first_answer(records, tenant, once)
+            if first is None:
+                raise
             return answer.FromString(first)
-    for _ in range(_ATTEMPTS):
-        draft = Draft(records, tenant)
-        message = await attempt(draft)
         request = None
         if once is not None:
             request = Request(once.identity, once.fingerprint, message.SerializeToString())
@@ -249,6 +254,12 @@ async def settle(
             return answer.FromString(committed.repeated)
         return message
     raise Aborted("too many others change the same things; try again in a moment", reason="BUSY")
+
+
+async def _first_answer(records: Records, tenant: str, once: Once | None) -> bytes | None:
+    if once is None:
+        return None
+    return await records.answered(tenant, Request(once.identity, once.fingerprint, b""))
 
 
 def check_etag(sent: str, found: Found) -> None:

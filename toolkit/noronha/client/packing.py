@@ -138,7 +138,7 @@ def _everything(folder: Path) -> Collected:
                 f"{folder / relative} is a link that leads out of {folder} or to a folder; copy there what it leads to",
                 reason="LINK_LEADS_OUT", path=relative,
             )  # fmt: skip
-        files.append((relative, _file(Path(entry.path))))
+        files.append((check_path(relative), _file(Path(entry.path))))
         _check_count(files, folder, "put some together in an archive")
     if not files:
         raise FailedPrecondition(f"{folder} holds no files", reason="MISSING_FILE", path=folder)

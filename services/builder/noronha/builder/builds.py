@@ -24,6 +24,7 @@ from noronha.rpc import names
 from noronha.rpc.errors import (
     Aborted,
     Cancelled,
+    DeadlineExceeded,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -141,8 +142,9 @@ class Builds:
             created: Build = record.resource.build
             reference = _reference(created)
             if record.lease.holder == self._holder and reference not in self._running:
+                current = await self._current(created)
                 await self._alone(created, record.lease.fence)
-                if not await self._has_ended(created):
+                if current.status.state not in _ENDED:
                     self._take(created, record.lease.fence)
         return created
 
@@ -213,10 +215,20 @@ class Builds:
                     build=_full(other),
                 )
 
-    async def _has_ended(self, created: Build) -> bool:
-        """Says whether a build that was just created is in truth one that was created, and ended, before."""
-        now = await self._get(_full(created))
-        return now.status.state in _ENDED
+    async def _current(self, created: Build) -> Build:
+        """Returns the record as it is now, which for a repeated request is not always as it was made.
+
+        Raises Aborted ``BUILD_RUNNING`` when the request was refused before, and its revision given up.
+        """
+        with contextlib.suppress(NotFound):
+            current = await self._get(_full(created))
+            if current.create_time == created.create_time:
+                return current
+        raise Aborted(
+            f"another build of {created.name} was running when this was first asked for; ask anew",
+            reason="BUILD_RUNNING",
+            build=created.name,
+        )
 
     # Making
 
@@ -238,6 +250,11 @@ class Builds:
             await asyncio.wait([running.work])
             if not running.lost:
                 await self._finish(running, reference)
+        except (Aborted, NotFound) as error:
+            log.warning("%s is no longer ours to write: %s", _full(running.build), error)
+        except NoronhaError as error:
+            # Its record stays unended and its lease runs out, so that it is begun again.
+            log.error("%s could not be ended: %s", _full(running.build), error)
         finally:
             if running.work is not None and not running.work.done():
                 running.work.cancel()
@@ -337,7 +354,7 @@ class Builds:
             try:
                 await self._peers.records.UpdateRecord(request)
                 return
-            except Unavailable:
+            except (Unavailable, DeadlineExceeded):
                 await asyncio.sleep(0.5)
             except (Aborted, NotFound):
                 running.lost = True
@@ -446,7 +463,7 @@ class Builds:
         async def ended() -> bool:
             if reference in self._running:
                 return False
-            return self._context.stopping.is_set() or await self._has_ended(build)
+            return self._context.stopping.is_set() or (await self._get(_full(build))).status.state in _ENDED
 
         async for piece in self._logs.tail(reference, position=position, lines=lines, ended=ended if follow else None):
             yield piece

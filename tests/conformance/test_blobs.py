@@ -407,9 +407,11 @@ class IndexSuite:
         upload = self.brought(index, *data, expire_time=time.time() + 100)
         index.abort(upload.upload)
         self.opened(index, *data[:100], expire_time=time.time() + 100)
-        scanned = list(index.scan())
+        self.brought(index, b"theirs", tenant="another")
+        assert index.tenants() == ["another", "default"]
+        scanned = list(index.scan("default"))
         assert [each[0] for each in scanned] == sorted(digest_of(each) for each in data)
-        assert {each[0] for each in scanned if each[3]} == {digest_of(each) for each in data[:100]}
+        assert {each[0] for each in scanned if each[2]} == {digest_of(each) for each in data[:100]}
 
     def test_blobs_of_a_pack_are_listed_and_moved(self, index: Index) -> None:
         upload = self.opened(index, b"one", b"two")

@@ -81,7 +81,7 @@ class Shop:
     def collect(self, referenced: Sequence[str] = (), *, dry_run: bool = False) -> store_pb2.CollectGarbageResponse:
         collection = Collection(self.stores, dry_run=dry_run)
         collection.begin()
-        collection.sweep(sorted(referenced))
+        collection.sweep(ANA.tenant, sorted(referenced))
         collection.end()
         return collection.result
 
@@ -119,7 +119,7 @@ def test_an_upload_opened_after_the_records_were_listed_holds_its_blobs(shop: Sh
         assert not shop.open(data).missing
         yield from ()
 
-    collection.sweep(marks())
+    collection.sweep(ANA.tenant, marks())
     collection.end()
     assert shop.has(data)
 
@@ -136,7 +136,7 @@ def test_a_publishing_that_commits_during_the_collection_keeps_its_blobs(shop: S
         shop.give_up(upload)
         yield from ()
 
-    collection.sweep(marks())
+    collection.sweep(ANA.tenant, marks())
     collection.end()
     assert shop.has(data)
 
@@ -193,7 +193,7 @@ def test_a_list_that_is_cut_short_deletes_nothing_it_did_not_reach(shop: Shop) -
     collection = Collection(shop.stores, dry_run=False)
     collection.begin()
     with pytest.raises(ConnectionError):
-        collection.sweep(cut())
+        collection.sweep(ANA.tenant, cut())
     collection.abandon()
     assert all(map(shop.has, data))
 
@@ -275,7 +275,7 @@ def test_any_order_of_steps_keeps_what_is_published(tmp_path: Path) -> None:
                 assert shop.read(digest) == wanted[digest], step
         shop.collect()
         left = {digest_of(each) for data in open_uploads.values() for each in data}
-        assert {digest for digest, *_ in shop.index.scan()} == left
+        assert {digest for digest, *_ in shop.index.scan(ANA.tenant)} == left
     finally:
         shop.close()
 

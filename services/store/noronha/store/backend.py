@@ -259,8 +259,12 @@ class Index(Protocol):
         """Forgets blobs that no upload held at ``as_of`` or holds now; what is not there is passed over."""
         ...
 
-    def scan(self) -> Iterator[tuple[str, str, int, bool]]:
-        """Yields digest, tenant, size and whether an upload holds it of every blob, by digest, in several steps."""
+    def tenants(self) -> list[str]:
+        """Returns the tenants that have blobs."""
+        ...
+
+    def scan(self, tenant: str) -> Iterator[tuple[str, int, bool]]:
+        """Yields digest, size and whether an upload holds it of every blob of a tenant, by digest, in several steps."""
         ...
 
     def contents(self, store: str, object: str) -> list[tuple[str, StoredBlob]]:

@@ -52,8 +52,8 @@ def _expire(stores: Stores, as_of: float) -> int:
 class Collection:
     """One collection of garbage. Methods block.
 
-    Use: ``begin``, then list what the records refer to and give it to ``sweep`` in order of digest, then ``end``; or
-    ``abandon`` at any point.
+    Use: ``begin``; then, for each tenant, list what its records refer to and give it to ``sweep`` in order of digest;
+    then ``end``. Or ``abandon`` at any point.
     """
 
     def __init__(self, stores: Stores, *, dry_run: bool) -> None:
@@ -76,39 +76,36 @@ class Collection:
             self._lock.__exit__(None, None, None)
             raise
 
-    def sweep(self, referenced: Iterable[str]) -> None:
-        """Deletes what is neither in ``referenced``, all referenced digests in order, nor held."""
-        unreferenced: dict[str, dict[str, int]] = {}
-        count = 0
-        for tenant, digest, size in self._unreferenced(referenced):
-            unreferenced.setdefault(tenant, {})[digest] = size
-            count += 1
-            if count >= _BATCH:
-                self._delete(unreferenced)
-                unreferenced, count = {}, 0
-        self._delete(unreferenced)
+    def sweep(self, tenant: str, referenced: Iterable[str]) -> None:
+        """Deletes a tenant's blobs that are neither in ``referenced``, all it refers to in order, nor held."""
+        unreferenced: dict[str, int] = {}
+        for digest, size in self._unreferenced(tenant, referenced):
+            unreferenced[digest] = size
+            if len(unreferenced) >= _BATCH:
+                self._delete(tenant, unreferenced)
+                unreferenced = {}
+        self._delete(tenant, unreferenced)
 
-    def _unreferenced(self, referenced: Iterable[str]) -> Iterator[tuple[str, str, int]]:
+    def _unreferenced(self, tenant: str, referenced: Iterable[str]) -> Iterator[tuple[str, int]]:
         marks = iter(referenced)
         mark = next(marks, None)
-        for digest, tenant, size, held in self._index.scan():
+        for digest, size, held in self._index.scan(tenant):
             while mark is not None and mark < digest:
                 mark = next(marks, None)
             if held or mark == digest:
                 self.result.kept_blobs += 1
             else:
-                yield tenant, digest, size
+                yield digest, size
 
-    def _delete(self, unreferenced: dict[str, dict[str, int]]) -> None:
-        for tenant, sizes in unreferenced.items():
-            held: list[str] = []
-            if not self._dry_run:
-                deletion = self._index.delete_unheld(tenant, sizes, as_of=self._as_of)
-                held = deletion.held
-                reclaim(self._stores, deletion.deleted)
-            self.result.kept_blobs += len(held)
-            self.result.deleted_blobs += len(sizes) - len(held)
-            self.result.deleted_bytes += sum(sizes.values()) - sum(sizes[digest] for digest in held)
+    def _delete(self, tenant: str, sizes: dict[str, int]) -> None:
+        held: list[str] = []
+        if sizes and not self._dry_run:
+            deletion = self._index.delete_unheld(tenant, sizes, as_of=self._as_of)
+            held = deletion.held
+            reclaim(self._stores, deletion.deleted)
+        self.result.kept_blobs += len(held)
+        self.result.deleted_blobs += len(sizes) - len(held)
+        self.result.deleted_bytes += sum(sizes.values()) - sum(sizes[digest] for digest in held)
 
     def end(self) -> None:
         """Deletes what crashes left behind, and lets others collect."""

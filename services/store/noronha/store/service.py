@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import empty_pb2
@@ -118,18 +119,20 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         collection = Collection(self._stores, dry_run=request.dry_run)
         await self._run(collection.begin)
         try:
-            await self._mark_and_sweep(collection)
+            for tenant in await self._run(self._stores.index.tenants):
+                await asyncio.create_task(self._sweep(collection, tenant))
         except BaseException:
             collection.abandon()
             raise
         await self._run(collection.end)
         return collection.result
 
-    async def _mark_and_sweep(self, collection: Collection) -> None:
+    async def _sweep(self, collection: Collection, tenant: str) -> None:
         """Sweeps in a thread what Metadata lists; a list cut short fails it before anything beyond is deleted."""
+        # Peers are called for the tenant of the current principal; this is a task, so it is current in here only.
+        principals.become(replace(principals.current(), tenant=tenant))
         loop = asyncio.get_running_loop()
-        marks = self._context.peers.records.ListReferencedDigests(records_pb2.ListReferencedDigestsRequest())
-        pages = aiter(marks)
+        pages = aiter(self._context.peers.records.ListReferencedDigests(records_pb2.ListReferencedDigestsRequest()))
 
         async def page() -> list[str] | None:
             async for answer in pages:
@@ -140,7 +143,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             while (digests := asyncio.run_coroutine_threadsafe(page(), loop).result()) is not None:
                 yield from digests
 
-        await self._run(lambda: collection.sweep(referenced()))
+        await self._run(lambda: collection.sweep(tenant, referenced()))
 
     async def expire_forever(self) -> None:
         """Removes expired uploads now and then."""

@@ -27,15 +27,15 @@ from noronha.store.backend import Deletion, Entry, Location, Session, StoredBlob
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE blobs (
-    digest TEXT NOT NULL, tenant TEXT NOT NULL, store TEXT NOT NULL,
+    tenant TEXT NOT NULL, digest TEXT NOT NULL, store TEXT NOT NULL,
     object TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
     pieces BLOB NOT NULL, damaged INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (digest, tenant, store)
+    PRIMARY KEY (tenant, digest, store)
 ) WITHOUT ROWID;
 CREATE INDEX blobs_by_object ON blobs (store, object);
 CREATE TABLE writers (
-    digest TEXT NOT NULL, tenant TEXT NOT NULL, identity TEXT NOT NULL,
-    PRIMARY KEY (digest, tenant, identity)
+    tenant TEXT NOT NULL, digest TEXT NOT NULL, identity TEXT NOT NULL,
+    PRIMARY KEY (tenant, digest, identity)
 ) WITHOUT ROWID;
 CREATE TABLE uploads (
     upload TEXT PRIMARY KEY, tenant TEXT NOT NULL, identity TEXT NOT NULL, storage_class INTEGER NOT NULL,
@@ -196,9 +196,9 @@ class SqliteIndex:
                 return [blob.location for blob in blobs]
             tenant, identity = row
             for blob in blobs:
-                key = (blob.digest, tenant, blob.location.store)
+                key = (tenant, blob.digest, blob.location.store)
                 there = step.execute(
-                    "SELECT object, offset, length, damaged FROM blobs WHERE digest = ? AND tenant = ? AND store = ?",
+                    "SELECT object, offset, length, damaged FROM blobs WHERE tenant = ? AND digest = ? AND store = ?",
                     key,
                 ).fetchone()
                 if there is not None and not there[3]:
@@ -212,7 +212,7 @@ class SqliteIndex:
                     )
                 step.execute("UPDATE entries SET complete = 1 WHERE digest = ? AND upload = ?", (blob.digest, upload))
                 if proof:
-                    step.execute("INSERT OR IGNORE INTO writers VALUES (?, ?, ?)", (blob.digest, tenant, identity))
+                    step.execute("INSERT OR IGNORE INTO writers VALUES (?, ?, ?)", (tenant, blob.digest, identity))
         return surplus
 
     def extend(self, upload: str, expire_time: float, *, seal: bool = False) -> None:
@@ -276,17 +276,20 @@ class SqliteIndex:
                 deleted += [_blob(row[:-1]).location for row in rows]
         return Deletion(deleted, held)
 
-    def scan(self) -> Iterator[tuple[str, str, int, bool]]:
-        after = ("", "", "")
+    def tenants(self) -> list[str]:
+        return [tenant for (tenant,) in self._read("SELECT DISTINCT tenant FROM blobs ORDER BY tenant")]
+
+    def scan(self, tenant: str) -> Iterator[tuple[str, int, bool]]:
+        after = ("", "")
         while True:
             rows = self._read(
-                f"""SELECT digest, tenant, store, length, {_HELD} FROM blobs
-                WHERE (digest, tenant, store) > (?, ?, ?) ORDER BY digest, tenant, store LIMIT {_PAGE}""",
-                (time.time(), *after),
+                f"""SELECT digest, store, length, {_HELD} FROM blobs
+                WHERE tenant = ? AND (digest, store) > (?, ?) ORDER BY digest, store LIMIT {_PAGE}""",
+                (time.time(), tenant, *after),
             )
-            for digest, tenant, store, length, held in rows:
-                after = (digest, tenant, store)
-                yield digest, tenant, length, bool(held)
+            for digest, store, length, held in rows:
+                after = (digest, store)
+                yield digest, length, bool(held)
             if len(rows) < _PAGE:
                 return
 

@@ -45,6 +45,12 @@ GRACE = 8.0
 
 FETCHED_AT_ONCE = 4
 
+PATIENCE = 300.0
+"""Seconds that a training waits for the mesh to come back when it needs something of it."""
+
+SERVING_PATIENCE = 5.0
+"""The same of a replica, whose other requests must not wait as well."""
+
 PROBE_EVERY = 0.05
 """Seconds between looks at a server that is starting."""
 
@@ -91,6 +97,7 @@ class Task:
 
     def _work(self, early: NotebookFailure | None) -> int:
         from noronha.client.connect import Mesh, read_token
+        from noronha.rpc.errors import NoronhaError
         from noronha.tools.delivery import Delivery
         from noronha.tools.reporting import Reporter, insist, report_outcome
         from noronha.v1 import tasks_pb2
@@ -98,7 +105,14 @@ class Task:
         threading.Thread(target=self._obey, name="orders", daemon=True).start()
         mesh = Mesh(self._given["address"], token=read_token(self._given.get("token_file", "")))
         request = tasks_pb2.GetAssignmentRequest()
-        assignment = insist(lambda: mesh.tasks.GetAssignment(request, timeout=30), until=self._is_over)
+        try:
+            assignment = insist(
+                lambda: mesh.tasks.GetAssignment(request, timeout=30),
+                until=lambda: self._is_over() or self._cancelled is not None,
+            )
+        except NoronhaError as error:
+            logger.error("there is no assignment to be had: %s", error)
+            return 1
         delivery = Delivery(lambda: mesh.tasks, self._runtime.path, on_ended=self._on_gone)
         live = Live(delivery.add)
         reporter = Reporter(mesh, interval=_seconds(assignment.heartbeat_interval, 5.0), on_ended=self._on_gone)
@@ -116,7 +130,8 @@ class Task:
         reporter.close()
         name = assignment.notebook.rpartition("/")[2] or EXECUTED
         try:
-            delivery.flush(None if self._mesh_may_return() else 5.0)
+            while not delivery.flush(5.0) and not self._is_over():
+                pass  # the mesh is away: what the notebook said is kept until it is back
             if not self._gone:
                 report_outcome(mesh, result, executed, name=name, until=self._is_over)
         finally:
@@ -135,6 +150,12 @@ class Task:
     ) -> Result:
         from noronha.tools.assets import Assets
         from noronha.tools.channel import Listener
+        from noronha.v1 import tasks_pb2
+
+        if assignment.kind not in (tasks_pb2.Assignment.TRAINING, tasks_pb2.Assignment.REPLICA):
+            return Result(
+                FAILED, "TASK_ERROR", "This release runs trainings and replicas only; the mesh asks for another."
+            )
 
         def warn(text: str) -> None:
             reporter.warn(text)
@@ -159,6 +180,7 @@ class Task:
             data=self._directories["data"],
             models=self._directories["model"],
             shown=self._shown,
+            patience=SERVING_PATIENCE if assignment.kind == tasks_pb2.Assignment.REPLICA else PATIENCE,
         )
         self._leave_facts(assignment)
         listener = Listener(
@@ -238,6 +260,16 @@ class Task:
                 return self._seen[name] / path.relative_to(folder)
         return path
 
+    def _own(self, path: str) -> Path:
+        """Returns where a path that the notebook sees lies in the task's folders.
+
+        Only what the task wrote is there, while in its view of ``/tmp`` parts of the host may have had to stay visible.
+        """
+        for name, folder in self._seen.items():
+            if name != "task" and Path(path).is_relative_to(folder):
+                return self._directories.get(name, folder) / Path(path).relative_to(folder)
+        return Path(path)
+
     def _leave_facts(self, assignment: tasks_pb2.Assignment) -> None:
         from noronha.tools import documents
         from noronha.tools.assets import write_json
@@ -310,7 +342,7 @@ class Task:
                     mesh,
                     asked["model"],
                     asked.get("version"),
-                    publish.Files(asked["path"], lightweight=asked.get("lightweight", False)),
+                    publish.Files(str(self._own(asked["path"])), lightweight=asked.get("lightweight", False)),
                     details_json=asked.get("details_json") or "{}",
                     training=assignment.name if training else None,
                     dataset=asked.get("dataset"),
@@ -427,9 +459,6 @@ class Task:
         """The mesh knows us no longer: there is nobody to work for."""
         self._gone = True
         self._orders.put(("stop", GRACE, ""))
-
-    def _mesh_may_return(self) -> bool:
-        return not self._is_over()
 
     def _is_over(self) -> bool:
         """Whether waiting for the mesh makes no sense any more."""

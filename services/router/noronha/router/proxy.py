@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +105,17 @@ class Proxy:
         finally:
             ended.cancel()
             connected.cancel()
+
+
+def occupied(edge: Edge) -> str:
+    """Says in one line why no proxy can listen for the router, as far as shows before one has tried; '' if it can."""
+    family = socket.AF_INET6 if ":" in edge.host else socket.AF_INET
+    try:
+        with socket.create_server((edge.host, edge.port), family=family):
+            return ""
+    except OSError as error:
+        why = "in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        return taken(edge, why)
 
 
 def taken(edge: Edge, why: str) -> str:

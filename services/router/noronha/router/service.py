@@ -23,7 +23,7 @@ from noronha.router.discovery import Discovery
 from noronha.router.edge import Edge
 from noronha.router.envoy import ADMIN_SOCKET, UPDATE_SOCKET, Envoy
 from noronha.router.follow import Follower
-from noronha.router.proxy import Proxy
+from noronha.router.proxy import Proxy, occupied
 from noronha.router.update import UpdateServer
 from noronha.rpc import names
 from noronha.rpc.errors import (
@@ -301,6 +301,8 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
         context.set_serving("router", serving, problem)
 
     edge = Edge(settings.host, settings.port, str(updates), settings.request_timeout)
+    if settings.native and not envoy.running() and (problem := occupied(edge)):
+        say(False, problem)  # whoever starts the mesh is told at once; Envoy finds out only later
     proxy = Proxy(envoy, discovery, edge, say)
     context.stop_with_tasks(proxy.stop)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,9 +52,6 @@ def test_of_many_starts_at_once_one_starts_and_the_others_find_it(newcomer: Any)
 
 
 def test_a_socket_left_by_a_killed_mesh_does_not_stand_in_the_way(newcomer: Any) -> None:
-    import os
-    import signal
-
     newcomer.nha("model", "new", "--name", "kept")
     os.kill(newcomer.json("mesh", "status")["process"], signal.SIGKILL)
     assert newcomer.nha("model", "list") == "Listing Model Record(s):\nkept\n"
@@ -66,8 +67,6 @@ def test_an_older_mesh_is_replaced(newcomer: Any) -> None:
         [sys.executable, "-c", code, "--state-dir", str(newcomer.state_dir), "--address-file", str(ready)],
         env=newcomer.env, cwd=newcomer.home, stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    import time
-
     deadline = time.monotonic() + 60
     while not ready.exists():
         assert older.poll() is None and time.monotonic() < deadline
@@ -80,8 +79,6 @@ def test_an_older_mesh_is_replaced(newcomer: Any) -> None:
 
 
 def test_a_taken_router_port_leaves_the_mesh_up_and_names_the_key(newcomer: Any) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", newcomer.router_port))
         taken.listen()
@@ -115,10 +112,11 @@ def test_a_full_disk(newcomer: Any) -> None:
     if mounted.returncode != 0:
         pytest.skip("no small disk can be mounted here")
     try:
-        with open(folder / "filler", "wb") as filler, pytest.raises(OSError):
+        filler = os.open(folder / "filler", os.O_WRONLY | os.O_CREAT)
+        with pytest.raises(OSError):
             while True:
-                filler.write(b"x" * 4096)
-                filler.flush()
+                os.write(filler, b"x" * 4096)
+        os.close(filler)
         line = _one_line(newcomer.run("model", "list", NHA_MESH__STATE_DIR=str(folder / "mesh")))
         assert "space" in line and "mesh.state_dir" in line and "[NO_SPACE]" in line
     finally:
@@ -146,8 +144,6 @@ def test_a_mesh_over_tcp_needs_its_token(newcomer: Any) -> None:
          "--address-file", str(ready)],
         env=newcomer.env, cwd=newcomer.home, stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    import time
-
     deadline = time.monotonic() + 60
     while not ready.exists():
         assert server.poll() is None and time.monotonic() < deadline

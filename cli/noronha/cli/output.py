@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -47,7 +47,7 @@ def show_list(
         for key, _ in records:
             click.echo(key)
     elif output == "table":
-        table([document for _, document in records])
+        table(document for _, document in records)
     else:
         _text_list(records, title, expand, pretty)
 
@@ -65,19 +65,30 @@ def _text_list(records: Iterable[tuple[str, Document]], title: str, expand: bool
         click.echo(f"No {title}(s) found")
 
 
-def table(documents: Sequence[Document]) -> None:
-    """Prints columns: the scalar fields that any of the documents has."""
+def table(documents: Iterable[Document]) -> None:
+    """Prints columns: the scalar fields that any of the documents has, and where its work stands."""
+    flat = [_flat(document) for document in documents]
     columns = [
         key
-        for key in dict.fromkeys(key for document in documents for key in document)
-        if any(_cell(document.get(key)) for document in documents)
-        and not any(isinstance(document.get(key), dict) for document in documents)
+        for key in dict.fromkeys(key for document in flat for key in document)
+        if any(_cell(document.get(key)) for document in flat)
     ]
     rows = [[column.upper() for column in columns]]
-    rows += [[_cell(document.get(column)) for column in columns] for document in documents]
+    rows += [[_cell(document.get(column)) for column in columns] for document in flat]
     widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _flat(document: Document) -> Document:
+    """Returns a document without nested mappings; of a task its state, progress and reason stay."""
+    found: Document = {}
+    for key, value in document.items():
+        if key == "task":
+            found.update({name: value[name] for name in ("state", "progress", "reason") if name in value})
+        elif not isinstance(value, dict):
+            found[key] = value
+    return found
 
 
 def _cell(value: Any) -> str:

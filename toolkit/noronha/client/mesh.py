@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 """Seconds that a mesh has to answer after it was started."""
 
+LEAST_ROOM = 1 << 20
+"""Bytes that must be free for a mesh to start: 1 MiB."""
+
 SOCKET_PATH_MAX = 107
 """Most bytes of a Unix socket's path on Linux."""
 
@@ -192,8 +195,15 @@ def _launch(folder: Path, path: Path, config_file: Path | None) -> None:
     try:
         ready.unlink(missing_ok=True)
         (folder / "logs").mkdir(mode=0o700, exist_ok=True)
-        errors = os.open(folder / "logs" / "start.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        errors = os.open(folder / "logs" / "start.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     except OSError as error:
+        raise _folder_error(folder, error) from error
+    try:
+        # A mesh without room could not even say so: its words go to the same disk.
+        os.posix_fallocate(errors, 0, LEAST_ROOM)
+        os.ftruncate(errors, 0)
+    except OSError as error:
+        os.close(errors)
         raise _folder_error(folder, error) from error
     try:
         process = subprocess.Popen(
@@ -265,12 +275,10 @@ def _alive(process: int) -> bool:
         if child.pid == process:
             return child.poll() is None
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        # The state stands behind the name, which may hold anything. One that nobody has waited for yet is gone as well.
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b") ")[2][:1] not in (b"Z", b"X")
+    except OSError:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _has_mesh_keys(configuration: Configuration) -> bool:

@@ -181,5 +181,14 @@ def test_importing_the_toolkit_is_light():
     )
 
 
+def test_every_public_name_is_there_and_says_what_it_is():
+    import noronha.tools
+
+    for name in noronha.tools.__all__:
+        assert getattr(noronha.tools, name).__doc__.strip(), name
+    with pytest.raises(AttributeError):
+        getattr(noronha.tools, "nothing_like_that")  # noqa: B009
+
+
 def test_a_view_of_nothing_is_empty():
     assert View({}).pk == "" and list(View({})) == [] and "x" not in View({})

@@ -31,16 +31,25 @@ if TYPE_CHECKING:
 class Assets:
     """The datasets and versions of one task: ``meta`` holds their records, ``data`` and ``models`` their files.
 
-    ``shown`` turns a folder into the path that notebooks are to see. All methods may be called by any thread.
+    ``shown`` turns a folder into the path that notebooks are to see. While the mesh is away, ``patience`` seconds are
+    waited for it. All methods may be called by any thread.
     """
 
     def __init__(
-        self, mesh: Mesh, *, meta: Path, data: Path, models: Path, shown: Callable[[Path], Path] = lambda path: path
+        self,
+        mesh: Mesh,
+        *,
+        meta: Path,
+        data: Path,
+        models: Path,
+        shown: Callable[[Path], Path] = lambda path: path,
+        patience: float = 60.0,
     ):
         self._mesh = mesh
         self._meta = meta
         self._bases = {"ds": data, "mv": models}
         self._shown = shown
+        self._patience = patience
         self._lock = threading.Lock()
         self._busy: dict[Path, threading.Lock] = {}
         self._folders: dict[Path, tuple[str, int]] = {}
@@ -59,7 +68,8 @@ class Assets:
         from noronha.v1 import metadata_pb2
 
         full = _full("dataset", model, name)
-        return self.dataset(self._mesh.metadata.GetDataset(metadata_pb2.GetDatasetRequest(name=full)))
+        request = metadata_pb2.GetDatasetRequest(name=full)
+        return self.dataset(self._asked(lambda: self._mesh.metadata.GetDataset(request)))
 
     def require_model_version(self, model: str, name: str) -> dict[str, Any]:
         """Fetches a version by name, the newest revision of a bare one. Raises NotFound, and as `model_version`."""
@@ -72,8 +82,6 @@ class Assets:
 
     def adopt_model_version(self, model: str, name: str, path: str) -> dict[str, Any]:
         """Makes the revision of a version that was fetched to ``path`` the one that its name stands for."""
-        from noronha.v1 import metadata_pb2
-
         with self._lock:
             revision = next(
                 (found[1] for folder, found in self._folders.items() if str(self._shown(folder)) == path), None
@@ -81,7 +89,7 @@ class Assets:
         if revision is None:
             raise FailedPrecondition(f"nothing was fetched to {path}", reason="NOT_STAGED")
         full = f"{_full('model_version', model, name).partition('@')[0]}@{revision}"
-        return self.adopt(self._mesh.metadata.GetModelVersion(metadata_pb2.GetModelVersionRequest(name=full)))
+        return self.adopt(self._version(full))
 
     def adopt(self, record: model_version_pb2.ModelVersion) -> dict[str, Any]:
         """Makes this revision of a version the one that its name stands for, and frees those before the last."""
@@ -98,10 +106,19 @@ class Assets:
         return document
 
     def _newest(self, model: str, name: str) -> model_version_pb2.ModelVersion:
+        return self._version(_full("model_version", model, name))
+
+    def _version(self, full: str) -> model_version_pb2.ModelVersion:
         from noronha.v1 import metadata_pb2
 
-        full = _full("model_version", model, name)
-        return self._mesh.metadata.GetModelVersion(metadata_pb2.GetModelVersionRequest(name=full))
+        request = metadata_pb2.GetModelVersionRequest(name=full)
+        found: model_version_pb2.ModelVersion = self._asked(lambda: self._mesh.metadata.GetModelVersion(request))
+        return found
+
+    def _asked(self, call: Callable[[], Any]) -> Any:
+        from noronha.client.persistence import persistently
+
+        return persistently(self._mesh, call, patience=self._patience)
 
     def _provide(self, kind: str, record: Asset) -> dict[str, Any]:
         path = self._files(kind, record)
@@ -147,11 +164,11 @@ class Assets:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not record.compressed:
-            transfer.download(self._mesh.store, record.files, folder)
+            transfer.download(self._mesh.store, record.files, folder, patience=self._patience)
             folder.mkdir(exist_ok=True)  # an asset without files is an empty folder
             return
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-            transfer.download(self._mesh.store, record.files, Path(temporary) / "archive")
+            transfer.download(self._mesh.store, record.files, Path(temporary) / "archive", patience=self._patience)
             extract(Path(temporary) / "archive" / record.files[0].path, folder)
 
 

@@ -186,12 +186,14 @@ class RecordsSuite:
         for guarded in (
             Unreferenced(version.name),
             Unreferenced(version.name, 2),
-            Unreferenced(version.name, strength=Strength.BINDING),
+            Unreferenced(version.name, strengths=(Strength.BINDING,)),
             Unreferenced("models/m/"),
         ):
             with pytest.raises(Conflict):
                 await write(records, put("projects/x"), conditions=(guarded,))
-        for free in (Unreferenced(version.name, 1), Unreferenced("models/m/datasets/d"), Unreferenced("models/o/")):
+        for free in (
+            Unreferenced(version.name, strengths=(Strength.CLEARED,)), Unreferenced(version.name, 1),
+            Unreferenced("models/m/datasets/d"), Unreferenced("models/o/")):
             await write(records, put("projects/x"), conditions=(free,))
         found = await records.mentions("t", "models/m/")
         assert [(each.source.name, each.reference) for each in found] == [

@@ -30,7 +30,8 @@ BAD_IDS = (
 )  # fmt: skip
 """Ids that no resource may have; a tag of a build has its own grammar."""
 
-BAD_TAGS = tuple(each for each in BAD_IDS if each not in ("a_b", "a-", "a--b", "a..b", "a.-b", "a" * 65)) + ("a" * 129,)
+_GOOD_TAGS = ("a_b", "a-", "a--b", "a..b", "a.-b", "a" * 65)
+BAD_TAGS = (*(each for each in BAD_IDS if each not in _GOOD_TAGS), "a" * 129)
 
 
 async def refused(kind: type[NoronhaError], reason: str, call: Any) -> NoronhaError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,16 +49,20 @@ class Follower:
 
     async def until(self, wanted: str) -> Any:
         """Waits until something was told and returns the step."""
+        return await self.until_step(lambda step: told(step) == wanted)
+
+    async def until_step(self, wanted: Callable[[Any], bool]) -> Any:
+        """Waits for a step and returns it."""
 
         async def seen() -> Any:
             while True:
                 self._arrived.clear()
                 for step in reversed(self.steps):
-                    if told(step) == wanted:
+                    if wanted(step):
                         return step
                 if self.task.done():
                     self.task.result()
-                    raise AssertionError(f"ended without {wanted}: {self.told}")
+                    raise AssertionError(f"ended after {self.told}")
                 waiting = asyncio.create_task(self._arrived.wait())
                 await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -215,11 +220,7 @@ async def test_bookmarks_come_by_themselves(mesh: Any, monkeypatch: pytest.Monke
         first = await follower.until("bookmark")
         await mesh.project()
 
-        async def moved() -> None:
-            while follower.steps[-1].resume_token == first.resume_token:
-                await asyncio.sleep(0.02)
-
-        await asyncio.wait_for(moved(), 20)
+        await follower.until_step(lambda step: step.resume_token != first.resume_token)
         assert set(follower.told) == {"bookmark"}
 
 

@@ -83,7 +83,8 @@ class RecordsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRecord(self, request, context):
-        """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`.
+        """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`, and `IN_USE` for a
+        build that a deployment, a running training or an open notebook uses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

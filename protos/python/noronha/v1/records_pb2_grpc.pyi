@@ -46,7 +46,9 @@ class RecordsStub:
         noronha.v1.records_pb2.DeleteRecordRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`."""
+    """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`, and `IN_USE` for a
+    build that a deployment, a running training or an open notebook uses.
+    """
 
     CommitRecords: grpc.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.CommitRecordsRequest,
@@ -101,7 +103,9 @@ class RecordsAsyncStub:
         noronha.v1.records_pb2.DeleteRecordRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`."""
+    """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`, and `IN_USE` for a
+    build that a deployment, a running training or an open notebook uses.
+    """
 
     CommitRecords: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.CommitRecordsRequest,
@@ -162,7 +166,9 @@ class RecordsServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.records_pb2.DeleteRecordRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
-        """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`."""
+        """Deletes a record and what lies below it. Raises NOT_FOUND, ABORTED, FAILED_PRECONDITION `LEASED`, and `IN_USE` for a
+        build that a deployment, a running training or an open notebook uses.
+        """
 
     @abc.abstractmethod
     def CommitRecords(

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -70,13 +69,12 @@ class Rig:
         while wait and not self._answers():
             assert self._process.poll() is None, self.errors()
             assert time.monotonic() < deadline, self.errors()
-            time.sleep(0.02)
 
     def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
+        with grpc.insecure_channel(self.address) as channel:
             try:
-                probe.connect(self.address.removeprefix("unix:"))
-            except OSError:
+                grpc.channel_ready_future(channel).result(0.2)
+            except grpc.FutureTimeoutError:
                 return False
         return True
 
@@ -99,7 +97,7 @@ class Rig:
         """Asks the server to end."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(60)
 
     def close(self) -> None:
         """Ends everything and removes the state."""

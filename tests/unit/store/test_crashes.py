@@ -6,12 +6,14 @@ import os
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from noronha.rpc.errors import NoronhaError, ResourceExhausted, Unavailable
+from noronha.chassis.principals import Kind
+from noronha.rpc.errors import NoronhaError, NotFound, ResourceExhausted, Unavailable
 from noronha.store.backends.file import FileObjects
 from noronha.v1 import store_pb2
 
@@ -130,13 +132,44 @@ def test_a_stop_lets_what_is_being_written_end(own_rig: Rig) -> None:
             begun.set()
             time.sleep(0.02)
 
-    stopper = threading.Thread(target=lambda: (begun.wait(10), own_rig.stop()))
-    stopper.start()
-    try:
-        complete = any(answer.complete for answer in store.WriteBlobs(requests()))
-    except Unavailable:
-        complete = False
-    stopper.join()
+    def stop() -> None:
+        assert begun.wait(30)
+        own_rig.stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop)
+        try:
+            complete = any(answer.complete for answer in store.WriteBlobs(requests()))
+        except Unavailable:
+            complete = False
+        stopping.result()
     own_rig.start()
     assert complete
     assert fetch(own_rig.stub(), digest_of(data)) == data
+
+
+def test_an_index_that_was_lost_is_made_anew_from_the_objects(own_rig: Rig) -> None:
+    store = own_rig.stub()
+    ana = own_rig.stub(Kind.USER, "ana", tenant="a.b/../c")
+    data = [os.urandom(size) for size in (100, 200, 300, CHUNK, 3 * CHUNK + 5)]
+    put(store, *data)
+    put(store, single := os.urandom(10))
+    put(ana, theirs := os.urandom(50))
+    spoiled = own_rig.object_of(data[-1])
+    spoiled.chmod(0o600)
+    spoiled.write_bytes(os.urandom(spoiled.stat().st_size))
+    own_rig.kill()
+    for each in (own_rig.state / "store").glob("index.db*"):
+        each.unlink()
+    own_rig.start()
+    store, ana = own_rig.stub(), own_rig.stub(Kind.USER, "ana", tenant="a.b/../c")
+    wanted = [digest_of(each) for each in [*data[:-1], single]]
+    deadline = time.monotonic() + 30
+    while len(store.StatBlobs(store_pb2.StatBlobsRequest(digests=wanted)).blobs) < len(wanted):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert [fetch(store, digest) for digest in wanted] == [*data[:-1], single]
+    assert fetch(ana, digest_of(theirs)) == theirs
+    for stub, digest in ((store, digest_of(theirs)), (store, digest_of(data[-1])), (ana, wanted[0])):
+        with pytest.raises(NotFound):
+            fetch(stub, digest)

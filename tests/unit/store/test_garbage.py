@@ -37,6 +37,7 @@ class Shop:
         self.objects = FileObjects("file:", folder)
         self.index = SqliteIndex(folder / "index.db")
         self.stores = Stores(self.index, {"file": self.objects}, "file", "file")
+        self.index.settle()
         self.uploads = Uploads(self.stores)
         self.flushers = ThreadPoolExecutor(2)
 

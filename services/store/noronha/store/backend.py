@@ -275,6 +275,18 @@ class Index(Protocol):
         """Gives a blob another place if it still lies where ``blob`` says; says whether it did."""
         ...
 
+    def adopt(self, tenant: str, blobs: Sequence[StoredBlob]) -> None:
+        """Records whole blobs that were found in a store; those it knows stay as they are."""
+        ...
+
+    def is_settled(self) -> bool:
+        """Says whether the index knows all that the stores held when it was made."""
+        ...
+
+    def settle(self) -> None:
+        """Notes that it does."""
+        ...
+
     def collecting(self) -> AbstractContextManager[None]:
         """Keeps any other collection out. Raises Aborted ``COLLECTING`` when one is under way."""
         ...

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 
+from noronha.rpc.errors import Aborted
 from noronha.store import packs
 from noronha.store.backend import Location, StoredBlob
 from noronha.store.stores import Stores, is_pack, pack_object, upload_of
@@ -65,7 +66,9 @@ class Collection:
         self.result = store_pb2.CollectGarbageResponse()
 
     def begin(self) -> None:
-        """Keeps other collections out and removes expired uploads. Raises Aborted ``COLLECTING``."""
+        """Keeps other collections out and removes expired uploads. Raises Aborted ``COLLECTING``, ``ADOPTING``."""
+        if not self._index.is_settled():
+            raise Aborted("the index is being made anew from the stores; ask again later", reason="ADOPTING")
         self._lock.__enter__()
         try:
             if self._dry_run:

@@ -18,7 +18,7 @@ from noronha.chassis.principals import Kind
 from noronha.chassis.registry import BackendClass
 from noronha.rpc.chunks import MAX_FILES, check_digest
 from noronha.rpc.errors import InvalidArgument
-from noronha.store import garbage, streams
+from noronha.store import adoption, garbage, streams
 from noronha.store.backends.sqlite import SqliteIndex
 from noronha.store.garbage import Collection
 from noronha.store.reader import Reader
@@ -145,6 +145,14 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
         await self._run(lambda: collection.sweep(tenant, referenced()))
 
+    def is_adoption_needed(self) -> bool:
+        """Says whether the index was lost. Blocks."""
+        return adoption.is_needed(self._stores)
+
+    async def adopt(self) -> None:
+        """Makes a lost index anew; until then what it does not know yet is taken for not there."""
+        await self._run(lambda: adoption.adopt(self._stores))
+
     async def expire_forever(self) -> None:
         """Removes expired uploads now and then."""
         while True:
@@ -174,6 +182,8 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
 
     servicer = StoreServicer(await streams.run(threads, start), context, threads)
     store_pb2_grpc.add_StoreServicer_to_server(servicer, server)
+    if await streams.run(threads, servicer.is_adoption_needed):
+        context.background(servicer.adopt, "store: making the index anew")
     context.background(servicer.expire_forever, "store: expiry of uploads")
     try:
         yield ["noronha.v1.Store"]

@@ -48,6 +48,18 @@ def _segment(tenant: str) -> str:
     return urllib.parse.quote(tenant, safe="").replace(".", "%2E").replace("~", "%7E") or "%"
 
 
+def tenant_of(name: str) -> str:
+    """Returns the tenant that an object belongs to."""
+    segment = name.partition("/")[0]
+    return "" if segment == "%" else urllib.parse.unquote(segment)
+
+
+def digest_of(name: str) -> str | None:
+    """Returns the digest of the one blob that an object holds, None for other objects."""
+    found = re.fullmatch(r"[^/]+/blobs/[0-9a-f]{2}/([0-9a-f]{64})-[0-9a-f]+", name)
+    return f"sha256:{found[1]}" if found else None
+
+
 def blob_object(tenant: str, digest: str) -> str:
     """Returns a fresh name for an object that holds one blob.
 

@@ -33,6 +33,7 @@ CREATE TABLE blobs (
     PRIMARY KEY (tenant, digest, store)
 ) WITHOUT ROWID;
 CREATE INDEX blobs_by_object ON blobs (store, object);
+CREATE TABLE facts (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE writers (
     tenant TEXT NOT NULL, digest TEXT NOT NULL, identity TEXT NOT NULL,
     PRIMARY KEY (tenant, digest, identity)
@@ -305,6 +306,22 @@ class SqliteIndex:
                 (*to[:3], blob.digest, tenant, *blob.location[:3]),
             )
             return moved.rowcount > 0
+
+    def adopt(self, tenant: str, blobs: Sequence[StoredBlob]) -> None:
+        with self._step() as step:
+            for blob in blobs:
+                store, name, offset, length = blob.location
+                step.execute(
+                    "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
+                    (tenant, blob.digest, store, name, offset, length, blob.pieces),
+                )
+
+    def is_settled(self) -> bool:
+        return bool(self._read("SELECT 1 FROM facts WHERE name = 'settled'"))
+
+    def settle(self) -> None:
+        with self._step() as step:
+            step.execute("INSERT OR IGNORE INTO facts VALUES ('settled')")
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:

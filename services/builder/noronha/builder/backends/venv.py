@@ -197,7 +197,7 @@ class VenvBackend:
         said: deque[str] = deque(maxlen=40)
 
         def hear(line: str) -> None:
-            line = indexes.without_credentials(line)
+            line = indexes.without_credentials(line).replace(f"-{job.run}.txt", ".txt")
             said.append(line)
             log(line)
 

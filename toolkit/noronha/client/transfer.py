@@ -11,48 +11,24 @@ import contextlib
 import hashlib
 import os
 import queue
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-import grpc
+from typing import TYPE_CHECKING, NamedTuple
 
 from noronha.client import local_files
 from noronha.client.folders import Unpacking
 from noronha.client.local_files import LocalFile
+from noronha.client.meter import Meter, Progress
+from noronha.client.patience import PATIENCE, Patience, typed, typed_call
 from noronha.rpc.chunks import CHUNK_BYTES, MAX_FILES, check_chunk, check_path, checksum
 from noronha.rpc.dial import new_request_id
-from noronha.rpc.errors import (
-    Aborted,
-    Cancelled,
-    DataLoss,
-    DeadlineExceeded,
-    Internal,
-    InvalidArgument,
-    NoronhaError,
-    NotFound,
-    OutOfRange,
-    Unavailable,
-    Unknown,
-    from_rpc,
-)
+from noronha.rpc.errors import DataLoss, InvalidArgument, NoronhaError, NotFound, OutOfRange, Unavailable
 from noronha.v1 import file_pb2, store_pb2
 
 if TYPE_CHECKING:
     from noronha.v1.store_pb2_grpc import StoreStub
-
-PATIENCE = 120.0
-"""Seconds without progress after which an interruption is raised."""
-
-Progress = Callable[[str, int, int], None]
-"""Receives what is being done (``digest``, ``send``, ``receive``), the bytes done and the bytes there are. It may be
-called from other threads than the caller's, though never from two at once."""
-
-Result = TypeVar("Result")
 
 _WORKERS = 4
 _BEHIND_CHUNKS = 4
@@ -85,9 +61,9 @@ def upload(
     """
     pairs = [(check_path(path), Path(source)) for path, source in files]
     _check_together([path for path, _ in pairs])
-    meter = _Meter(progress)
+    meter = Meter(progress)
     local = _digest(pairs, meter)
-    sending = _Sending(store, local, storage_class, meter, _Patience(patience, revive))
+    sending = _Sending(store, local, storage_class, meter, Patience(patience, revive))
     name = sending.run()
     found = [
         file_pb2.File(path=each.path, digest=each.digest, size_bytes=each.size, executable=each.executable)
@@ -115,9 +91,9 @@ def download(
     """
     wanted = list(files)
     _check_together([check_path(each.path) for each in wanted])
-    meter = _Meter(progress)
+    meter = Meter(progress)
     meter.begin("receive", sum(each.size_bytes for each in wanted))
-    waiting = _Patience(patience, revive)
+    waiting = Patience(patience, revive)
     with Unpacking(Path(target), durable=durable) as unpacking:
         done = threading.Event()
 
@@ -147,12 +123,12 @@ def download(
         unpacking.publish()
 
 
-def read(store: StoreStub, file: file_pb2.File, *, patience: float | _Patience = PATIENCE) -> Iterator[bytes]:
+def read(store: StoreStub, file: file_pb2.File, *, patience: float | Patience = PATIENCE) -> Iterator[bytes]:
     """Yields the content of a file of Store in chunks; the last one comes only when the whole was right.
 
     Raises NotFound; DataLoss ``CHECKSUM_MISMATCH``; Unavailable after ``patience`` seconds without progress.
     """
-    waiting = patience if isinstance(patience, _Patience) else _Patience(patience, None)
+    waiting = patience if isinstance(patience, Patience) else Patience(patience, None)
     digest = hashlib.sha256()
     position = 0
     held = b""
@@ -160,7 +136,7 @@ def read(store: StoreStub, file: file_pb2.File, *, patience: float | _Patience =
         call = store.ReadBlob(store_pb2.ReadBlobRequest(digest=file.digest, offset=position))
         first = True
         try:
-            for answer in _typed(call):
+            for answer in typed(call):
                 if first and answer.size_bytes != file.size_bytes:
                     raise _not_as_recorded(file, f"{answer.size_bytes} bytes in the store, not {file.size_bytes}")
                 first = False
@@ -231,8 +207,8 @@ class _Sending:
         store: StoreStub,
         files: list[LocalFile],
         storage_class: file_pb2.StorageClass.ValueType,
-        meter: _Meter,
-        patience: _Patience,
+        meter: Meter,
+        patience: Patience,
     ) -> None:
         self._store = store
         self._blobs = {file.digest: file for file in files}
@@ -276,7 +252,7 @@ class _Sending:
     def _ask(self, call: Callable[[], store_pb2.Upload]) -> store_pb2.Upload:
         while True:
             try:
-                return _typed_call(call)
+                return typed_call(call)
             except NoronhaError as error:
                 self._patience.bear(error)
 
@@ -317,7 +293,7 @@ class _Sending:
 
         waiting = {blob.digest for blob in opened.missing}
         try:
-            for answer in _typed(self._store.WriteBlobs(requests())):
+            for answer in typed(self._store.WriteBlobs(requests())):
                 self._patience.moved(answer.committed_offset)
                 if answer.complete:
                     waiting.discard(answer.digest)
@@ -330,81 +306,7 @@ class _Sending:
         return not waiting
 
 
-class _Patience:
-    """Waits out interruptions, as long as there is progress between them."""
-
-    def __init__(self, seconds: float, revive: Callable[[], None] | None) -> None:
-        self._seconds = seconds
-        self._revive = revive
-        self._lock = threading.Lock()
-        self._last = time.monotonic()
-        self._pause = 0.0
-
-    def moved(self, count: int = 1) -> None:
-        """Notes progress, unless ``count`` is 0."""
-        if count:
-            self._last = time.monotonic()
-            self._pause = 0.0
-
-    def bear(self, error: NoronhaError) -> None:
-        """Waits a while after an interruption. Raises any other error, and this one when it has lasted too long."""
-        left = self._last + self._seconds - time.monotonic()
-        if not _is_interruption(error) or left <= 0:
-            raise error
-        with self._lock:
-            self._pause = min(max(0.05, self._pause * 2), 2.0)
-            pause = min(self._pause * random.uniform(0.5, 1.0), left)
-        time.sleep(pause)
-        if self._revive is not None and isinstance(error, Unavailable):
-            try:
-                self._revive()
-            except Unavailable:
-                pass  # asked again after the next try
-
-
-def _is_interruption(error: NoronhaError) -> bool:
-    if isinstance(error, Unavailable | DeadlineExceeded):
-        return True
-    if isinstance(error, Aborted):
-        return error.reason == "BLOB_BUSY"
-    # A connection that breaks in the middle of a stream shows as one of these, without any word of a server's own.
-    return isinstance(error, Cancelled | Unknown | Internal) and not error.metadata
-
-
-class _Meter:
-    """Counts bytes for a progress callback, from any thread."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._step = ""
-        self._done = 0
-        self._total = 0
-
-    def begin(self, step: str, total: int) -> None:
-        """Starts a step."""
-        with self._lock:
-            self._step, self._done, self._total = step, 0, total
-            self._tell()
-
-    def add(self, count: int) -> None:
-        """Counts bytes that are done."""
-        with self._lock:
-            self._done = min(self._total, self._done + count)
-            self._tell()
-
-    def left(self, count: int) -> None:
-        """Sets the bytes that are left, after an interruption perhaps more than it seemed."""
-        with self._lock:
-            self._done = max(0, self._total - count)
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._progress is not None:
-            self._progress(self._step, self._done, self._total)
-
-
-def _digest(pairs: list[tuple[str, Path]], meter: _Meter) -> list[LocalFile]:
+def _digest(pairs: list[tuple[str, Path]], meter: Meter) -> list[LocalFile]:
     total = 0
     for _, source in pairs:
         try:
@@ -441,18 +343,3 @@ def _check_together(paths: list[str]) -> None:
     if len(seen) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise InvalidArgument(f"{twice!r} is there twice; rename one of them", reason="BAD_PATH", path=twice)
-
-
-def _typed_call(call: Callable[[], Result]) -> Result:
-    try:
-        return call()
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None
-
-
-def _typed(answers: Iterable[Result]) -> Iterator[Result]:
-    """Yields a stream's answers with typed errors, also on a channel that ``noronha.rpc.dial`` did not make."""
-    try:
-        yield from answers
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None

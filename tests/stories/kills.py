@@ -55,10 +55,17 @@ def until(condition: Callable[[], object], what: str, limit: float = WAIT) -> ob
 
 
 def free_port() -> int:
-    """Returns a port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port of loopback that is free now and that the kernel gives to no outgoing connection.
+
+    A client that keeps trying to reach a server that is down may be given that server's own port to call from, connect to
+    itself, and so keep the server from coming back.
+    """
+    for _ in range(1000):
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _cell(source: str, *tags: str) -> dict[str, object]:
@@ -146,7 +153,10 @@ class World:
                 until(lambda: address.exists() or process.poll() is not None, f"{name} to answer")
                 return address.exists()
 
-            until(launch, f"{name} to start")
+            try:
+                until(launch, f"{name} to start", 30)
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {(self.home / f'{name}.out').read_text()[-500:]}") from None
 
     def mesh_process(self) -> int | None:
         """Returns the process id of the embedded mesh, None when it is down."""
@@ -186,7 +196,11 @@ class World:
         """Ends everything and removes the home."""
         if self.target == "embedded":
             subprocess.run(
-                self.command("mesh", "down", "--stop-tasks"), env=self.env, capture_output=True, timeout=120, check=False
+                self.command("mesh", "down", "--stop-tasks"),
+                env=self.env,
+                capture_output=True,
+                timeout=120,
+                check=False,
             )
         for process in self.processes.values():
             process.terminate()
@@ -221,9 +235,7 @@ def world(target: str) -> Iterator[World]:
         }
     project = home / "project"
     try:
-        write_notebook(
-            project / "notebooks" / "train.ipynb", _cell("content = 'none'", "parameters"), _cell(TRAIN)
-        )
+        write_notebook(project / "notebooks" / "train.ipynb", _cell("content = 'none'", "parameters"), _cell(TRAIN))
         write_notebook(project / "notebooks" / "predict.ipynb", _cell("answer = 'none'", "parameters"), _cell(PREDICT))
         (project / "Dockerfile").write_text("FROM noronhadataops/noronha:latest\nADD . ${APP_HOME}\n")
         (project / "requirements.txt").write_text("")
@@ -271,6 +283,13 @@ class Prober:
             except (OSError, urllib.error.URLError, ValueError, KeyError) as error:
                 body = error.read()[:200].decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else ""
                 self.failures.append((began, f"{error!r} {body}"))
+
+
+def _answer(port: int) -> str | None:
+    """Returns what the deployment answers, None while nothing answers because the proxy was just killed."""
+    with contextlib.suppress(OSError):
+        return Prober(port).once()
+    return None
 
 
 @dataclass
@@ -348,7 +367,7 @@ class Killer:
         assert kind == "deploy"
 
         def deployed() -> None:
-            answer = Prober(made.router_port).once()
+            answer = until(lambda: _answer(made.router_port), "an answer of the deployment")
             assert answer == str(number), f"deployment of {number} was acknowledged, {answer} answers"
 
         command = made.command(
@@ -385,6 +404,7 @@ class Killer:
         """Does one piece of work, kills ``victim`` after ``share`` of its usual duration, and checks everything."""
         self.serial += 1
         made = self.world
+        until(lambda: _answer(made.router_port), "predictions before the kill")
         line, holds = self._work(kind)
         kill = Kill(self.serial, kind, victim, share * self.duration[kind], None)
         self.table.append(kill)
@@ -430,21 +450,29 @@ class Killer:
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if answer.returncode != 0:
-            raise AssertionError(f"{kind} failed again: {answer.stdout[-800:]} {answer.stderr[-800:]}; first: {drained}")
+            raise AssertionError(
+                f"{kind} failed again: {answer.stdout[-800:]} {answer.stderr[-800:]}; first: {drained}"
+            )
 
     def _settled(self) -> None:
         from noronha.rpc.errors import NoronhaError
         from noronha.v1 import deployment_pb2, task_status_pb2
         from noronha.v1 import metadata_pb2 as pb
 
-        ended = {task_status_pb2.TaskStatus.SUCCEEDED, task_status_pb2.TaskStatus.FAILED, task_status_pb2.TaskStatus.CANCELLED}
+        ended = {
+            task_status_pb2.TaskStatus.SUCCEEDED,
+            task_status_pb2.TaskStatus.FAILED,
+            task_status_pb2.TaskStatus.CANCELLED,
+        }
         open_work: list[str] = []
 
         def settled() -> bool:
             open_work.clear()
             try:
                 with self.world.connect() as mesh:
-                    trainings = mesh.metadata.ListTrainings(pb.ListTrainingsRequest(parent="projects/p", page_size=1000))
+                    trainings = mesh.metadata.ListTrainings(
+                        pb.ListTrainingsRequest(parent="projects/p", page_size=1000)
+                    )
                     builds = mesh.metadata.ListBuilds(
                         pb.ListBuildsRequest(parent="projects/p", page_size=1000, all_revisions=True)
                     )
@@ -491,7 +519,9 @@ class Killer:
                 assert files in self.world.attempted[each.name], f"{each.name} has files that nobody wrote: {files}"
             for name, files in self.world.acknowledged.items():
                 assert newest.get(name) == files, f"{name} was acknowledged with {files}, is {newest.get(name)}"
-            recent = [digest for each in (*versions[-3:], *datasets[-3:]) for digest in (file.digest for file in each.files)]
+            recent = [
+                digest for each in (*versions[-3:], *datasets[-3:]) for digest in (file.digest for file in each.files)
+            ]
             for digest in recent:
                 content = hashlib.sha256()
                 for chunk in mesh.store.ReadBlob(store.ReadBlobRequest(digest=digest)):

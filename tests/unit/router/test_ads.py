@@ -93,7 +93,9 @@ class Model:
         bad = {name: why for name, data in named.items() if (why := self.judge(url, name, data))}
         error = "\n".join(f"Error adding/updating {name}: {why}" for name, why in bad.items())
         have = self.have[url]
-        if url in (CLUSTER, LISTENER):
+        if "whole" in bad.values():
+            error = "out of memory"
+        elif url in (CLUSTER, LISTENER):
             for name in set(have) - set(named):
                 del have[name]
                 self._cold.discard(name)
@@ -289,13 +291,37 @@ def test_a_refused_cluster_holds_up_nobody_else() -> None:
     assert list(model.stream.refused) == [bad]
 
 
-def test_an_error_that_names_nothing_changes_nothing() -> None:
-    stream = AdsStream(made(one_deployment(1)))
-    (answer,) = stream.heard(DiscoveryRequest(type_url=CLUSTER))
-    nonce = DiscoveryResponse.parse(answer).nonce
-    refusal = DiscoveryRequest(type_url=CLUSTER, response_nonce=nonce, error_detail=Status(message="out of memory"))
-    assert stream.heard(refusal) == []
-    assert stream.refused == {CLUSTER: "out of memory"}
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_a_refused_cluster_that_the_proxy_does_not_name_is_found(count: int) -> None:
+    parts = [(each, [replica(each, "r", 4000)]) for each in (deployment(f"p/d{index}") for index in range(count))]
+    bad = cluster_name(parts[count // 2][0].name, 1)
+
+    def judge(url: str, name: str, data: bytes) -> str:
+        return "whole" if (url, name) == (CLUSTER, bad) else ""
+
+    model = Model(AdsStream(made()), judge)
+    model.check = lambda: None  # type: ignore[method-assign]
+    model.connect()
+    model.take(model.stream.saw(made(*parts)))
+    names = {cluster_name(one.name, 1) for one, _ in parts}
+    assert set(model.have[CLUSTER]) == {UPDATE_CLUSTER, *names} - {bad}
+    assert model.stream.refused == {bad: "out of memory"}
+    assert model.stream.settled
+
+
+def test_a_listener_that_cannot_move_stays_where_it_is() -> None:
+    one, other = deployment("p/d", port=7000), deployment("p/d", port=7001)
+
+    def judge(url: str, name: str, data: bytes) -> str:
+        return "in use" if url == LISTENER and b"\x18\xd9\x36" in data else ""  # port 7001 as a field
+
+    model = Model(AdsStream(made((one, []))), judge)
+    model.connect()
+    before = model.have[LISTENER][one.name]
+    model.take(model.stream.saw(made((other, []))))
+    assert model.have[LISTENER][one.name] == before
+    assert model.stream.refusal(LISTENER, one.name) == "in use"
+    assert model.stream.settled
 
 
 def test_requests_that_an_answer_has_overtaken_are_ignored() -> None:
@@ -320,7 +346,7 @@ def test_whatever_happens_no_route_ever_names_a_missing_cluster(seed: int) -> No
     model = Model(AdsStream(), judge)
     model.connect()
     now = made()
-    for _ in range(40):
+    for _ in range(25):
         parts = []
         for index in range(chance.randrange(5)):
             one = deployment(f"p/d{index}", port=chance.choice([0, 7000 + index]), serving=chance.randrange(4))

@@ -375,6 +375,31 @@ async def test_replacing_a_deployment_fails_no_request(rig: Rig) -> None:
     assert set(labels) == {f"rev{revision}" for revision in range(1, 7)}
 
 
+@pytest.mark.parametrize("same_revision", [True, False])
+async def test_a_request_under_way_is_finished_by_the_replica_that_has_it(rig: Rig, same_revision: bool) -> None:
+    """Also when its replica, and with another revision its whole cluster, has gone from the routes meanwhile."""
+    one = rig.deployment("p/d", serving=1)
+    slow = rig.upstream("slow")
+    rig.replica(one, "r1", slow)
+    await rig.apply()
+    slow.gate = threading.Event()
+    request = asyncio.create_task(ask(rig.port, "/predict?project=p&deploy=d"))
+    try:
+        await eventually(lambda: slow.seen, "the request arrives")
+        rig.replica(one, "r1", slow, state="DRAINING")
+        rig.replica(one, "r2", rig.upstream("next"), revision=1 if same_revision else 2)
+        await rig.apply()
+        assert (await ask(rig.port, "/predict?project=p&deploy=d")).json["label"] == "next"
+        del rig.replicas[f"{one}/replicas/r1"]
+        await rig.apply()
+        await asyncio.sleep(1.5)  # longer than an idle connection to a replica is kept
+        assert not request.done()
+    finally:
+        slow.gate.set()
+    answer = await request
+    assert (answer.status, answer.json["label"]) == (200, "slow")
+
+
 # ------------------------------------------------------------------------------------------------------------ set-up
 
 

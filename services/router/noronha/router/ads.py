@@ -11,9 +11,9 @@ answers to send, serialised. What makes the order matter:
   it has no endpoints, is acknowledged at once, and is told its endpoints then.
 - The version of an answer is the hash of its content, so that nothing is sent twice, and a proxy that comes
   back to a restarted Router, or to another one, is left alone when nothing has changed.
-- What the proxy refuses (a listener whose port is taken, say) is left out and reported; the rest goes on. It is
-  offered again when it changes or, for listeners, when `retry` is called. The route table is one resource: when
-  it is refused, the entries that changed are tried in halves until the bad one is found.
+- What the proxy refuses (a listener whose port is taken, say) stays as it was and is reported; the rest goes on.
+  It is offered again when it changes or, for listeners, when `retry` is called. When the proxy does not say which
+  one it refuses (the route table is one resource), what changed is tried in halves until the bad one is found.
 """
 
 from __future__ import annotations
@@ -66,9 +66,31 @@ class _Channel:
     """What the proxy is known to use."""
     refused: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     """What the proxy refused: digest and reason; of the route table, by deployment."""
+    batch: int = 0
+    """How many changes go into the next answer, while a refused one is searched for; 0 means all of them."""
 
     def refuses(self, name: str, found: bytes) -> bool:
         return name in self.refused and self.refused[name][0] == found
+
+    def differs(self, name: str, found: bytes) -> bool:
+        return name not in self.accepted or self.accepted[name].digest != found
+
+    def staged(self, wanted: Mapping[str, Item]) -> dict[str, Item]:
+        """Returns what to send of what is wanted: what is refused, or put off, stays as the proxy has it."""
+        found: dict[str, Item] = {}
+        left = self.batch or len(wanted)
+        for name, each in wanted.items():
+            if self.differs(name, each.digest):
+                if left and not self.refuses(name, each.digest):
+                    left -= 1
+                elif name in self.accepted:
+                    each = self.accepted[name]
+                else:
+                    continue
+            found[name] = each
+        if left:
+            self.batch = 0
+        return found
 
 
 class AdsStream:
@@ -84,8 +106,6 @@ class AdsStream:
         """The same of a table that it was sent and has not answered."""
         self._warm: set[str] = set()
         """Clusters that the proxy has: telling one of them that it has no endpoints would be true at once."""
-        self._batch = 0
-        """How many changed entries go into the next table; 0 means all of them."""
 
     # ------------------------------------------------------------------------------------------------- events
 
@@ -168,7 +188,9 @@ class AdsStream:
         """Tells whether the proxy has acknowledged all of the present snapshot, save what it refused."""
         if self.snapshot is None or any(each.open is not None for each in self._channels.values()):
             return False
-        return self._batch == 0 and (self._routes_are_told() or self._deaf)
+        if any(each.batch for each in self._channels.values()):
+            return False
+        return self._routes_are_told() or self._deaf or self.accepts(ROUTES, ROUTE_TABLE)
 
     @property
     def _deaf(self) -> bool:
@@ -199,21 +221,33 @@ class AdsStream:
         if error is not None:
             bad = {name for name in held if _mentions(error, name)}
             if not bad:
-                # Nothing tells which one it was, and the proxy goes on with what it had.
-                channel.refused[channel.url] = b"", _one_line(error)
-                return
+                changed = [name for name, each in held.items() if channel.differs(name, each.digest)]
+                if len(changed) > 1:
+                    channel.batch, channel.version = len(changed) // 2, ""
+                    return
+                if not changed:
+                    channel.refused[channel.url] = b"", _one_line(error)
+                    return
+                bad = set(changed)
             for name in bad:
-                channel.refused[name] = held[name].digest, _about(error, name)
+                if channel.differs(name, held[name].digest):
+                    channel.refused[name] = held[name].digest, _about(error, name)
+                else:
+                    del channel.accepted[name]  # what it had before it will not have again either
             channel.version = ""
+        channel.batch *= 2
         good = {name: each for name, each in held.items() if name not in bad}
         if channel.url in WILDCARD:
-            channel.accepted = good
+            channel.accepted = good | {name: channel.accepted[name] for name in bad & channel.accepted.keys()}
         else:
             channel.accepted.update(good)
         if channel.url == CLUSTER:
             self._warm = set(good)
-        for name in [*good, channel.url]:
-            channel.refused.pop(name, None)
+        wanted = self._wanted(channel.url)
+        for name in [name for name in channel.refused if name in good]:
+            if name not in wanted or wanted[name].digest == good[name].digest:
+                del channel.refused[name]
+        channel.refused.pop(channel.url, None)
 
     def _routes_answered(self, channel: _Channel, held: dict[str, Item], error: str | None) -> None:
         routing, self._routing = self._routing or {}, None
@@ -221,13 +255,13 @@ class AdsStream:
         if error is None:
             channel.accepted.update(held)
             self._routed = routing
-            self._batch *= 2
+            channel.batch *= 2
             for name in changed:
                 channel.refused.pop(name, None)
         elif len(changed) == 1:
             channel.refused[changed[0]] = routing[changed[0]].entry.digest, _one_line(error)
         elif changed:
-            self._batch = len(changed) // 2
+            channel.batch = len(changed) // 2
         else:
             channel.refused[ROUTE_TABLE] = b"", _one_line(error)
 
@@ -242,13 +276,14 @@ class AdsStream:
         """
         assert self.snapshot is not None
         parts, refused = self.snapshot.parts, self._channels[ROUTES].refused
-        if not self._batch and not refused:
+        channel = self._channels[ROUTES]
+        if not channel.batch and not refused:
             return parts
         found: dict[str, Part] = {}
-        left = self._batch or len(parts)
+        left = channel.batch or len(parts)
         for name, part in parts.items():
             if self._entry_differs(name, part):
-                if left and not self._channels[ROUTES].refuses(name, part.entry.digest):
+                if left and not channel.refuses(name, part.entry.digest):
                     left -= 1
                 elif name in self._routed:
                     part = self._routed[name]
@@ -256,7 +291,7 @@ class AdsStream:
                     continue
             found[name] = part
         if left:
-            self._batch = 0
+            channel.batch = 0
         return found
 
     def _wanted(self, url: str) -> Mapping[str, Item]:
@@ -318,7 +353,7 @@ class AdsStream:
     def _all(self, channel: _Channel) -> bytes | None:
         """Answers with every resource of a type, if anything differs from what was last sent."""
         wanted = self._wanted(channel.url)
-        items = {name: each for name, each in wanted.items() if not channel.refuses(name, each.digest)}
+        items = channel.staged(wanted)
         for name in channel.refused.keys() - wanted.keys() - {channel.url}:
             del channel.refused[name]
         version = _version(items.values())
@@ -396,7 +431,10 @@ def _mentions(error: str, name: str) -> bool:
 
 def _about(error: str, name: str) -> str:
     """Cuts out of an error, which may speak of several resources in turn, what it says of one."""
-    return _one_line(error[error.find(name) + len(name) :].lstrip("': ").split("\n")[0])
+    at = error.find(name)
+    if at >= 0:
+        error = error[at + len(name) :].lstrip("': ").split("\n")[0]
+    return _one_line(error)
 
 
 def _one_line(text: str) -> str:

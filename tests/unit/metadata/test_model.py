@@ -23,10 +23,11 @@ from noronha.v1 import metadata_pb2 as pb
 from noronha.v1 import records_pb2, task_status_pb2, training_pb2
 
 ME = Principal(Kind.OWNER, "me")
-VERSIONS = st.sampled_from(["v", "v-1"])
-ALIASES = st.sampled_from(["a", "b"])
-TRAININGS = st.sampled_from(["t", "u"])
-NUMBERS = st.integers(1, 4)
+# Few names, of which some come often: most steps are to find something there.
+VERSIONS = st.sampled_from(["v", "v", "v-1"])
+ALIASES = st.sampled_from(["a", "a", "b"])
+TRAININGS = st.sampled_from(["t", "t", "u"])
+NUMBERS = st.sampled_from([1, 1, 1, 2, 2, 3])
 
 
 class Everything(RuleBasedStateMachine):
@@ -49,9 +50,13 @@ class Everything(RuleBasedStateMachine):
     def open(self) -> None:
         self.records = SqliteRecords(self.folder / "records.sqlite")
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(training=st.booleans())
+    def begin(self, training: bool) -> None:
         self.run(self._begin())
+        if training:
+            self.train("t", "v", 1)
+        self.create("v", "t" if training else "")
+        self.create_alias("a", "v", 1)
 
     async def _begin(self) -> None:
         self.open()
@@ -286,7 +291,7 @@ class EverythingInMemory(Everything):
 
 
 _SETTINGS = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, print_blob=True,
+    max_examples=30, stateful_step_count=40, deadline=None, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 TestOnSqlite = Everything.TestCase

@@ -305,7 +305,11 @@ def throughput() -> list[Row]:
         python = bench.home / "mesh" / "builder" / "environments" / hexadecimal / "bin" / "python"
         port = free_port()
         bare = subprocess.Popen(
-            [str(python), "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{port}", "bare:app"],
+            # The settings of the default server, `simple`: one worker, one thread, connections kept.
+            [
+                str(python), "-m", "gunicorn", "-w", "1", "-k", "gthread", "--threads", "1", "--keep-alive", "75",
+                "-b", f"127.0.0.1:{port}", "bare:app",
+            ],
             cwd=bench.home, env=bench.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:

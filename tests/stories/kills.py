@@ -440,8 +440,18 @@ class Killer:
             until(lambda: prober.last_good > struck, "predictions after the kill")
             bad = [failure for at, failure in prober.failures if victim != "envoy" or not struck - 1 < at < struck + 15]
             assert not bad, f"predictions failed: {bad[:3]} of {len(bad)}; {prober.asked} asked"
-        self._everything_listed_is_right()
+        until(self._checked, "the mesh to answer")
         return kill
+
+    def _checked(self) -> bool:
+        """Checks everything that is listed; false while a part that was started anew does not answer yet."""
+        from noronha.rpc.errors import Unavailable
+
+        try:
+            self._everything_listed_is_right()
+        except Unavailable:
+            return False
+        return True
 
     def _again(self, line: list[str], kind: str, drained: list[str]) -> None:
         """Types the command again, as its user would; a training that still exists is asked for anew."""

@@ -415,10 +415,7 @@ class Deployments:
 
     async def stop_all(self) -> None:
         """Stops every replica; the deployments stay on record and come back with the next mesh."""
-        for each in self._controllers.values():
-            each.gone.set()
-            each.wake()
-        await asyncio.gather(*(each.stop_all() for each in list(self._controllers.values())))
+        await asyncio.gather(*(each.suspend() for each in list(self._controllers.values())))
 
     async def take_up(self, name: str, version: str) -> str:
         """Has a deployment take a version up; returns what went wrong, '' for nothing."""

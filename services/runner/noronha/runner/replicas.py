@@ -476,6 +476,25 @@ class Controller:
                 return
             deployment.status.CopyFrom(status)
 
+    async def suspend(self) -> None:
+        """Stops every replica although they are wanted, and says so; the next mesh starts them again."""
+        self.gone.set()
+        self.wake()
+        await self.stop_all()
+        if not wanted_replicas(self.deployment):
+            return
+        async with self.writing:
+            status = deployment_pb2.DeploymentStatus(
+                state=deployment_pb2.DeploymentStatus.PENDING,
+                observed_generation=self.deployment.generation,
+                serving_revision=self.deployment.status.serving_revision,
+            )
+            changed = deployment_pb2.Deployment(name=self.name, status=status)
+            with contextlib.suppress(NoronhaError):
+                await self._owner.write(
+                    resource_pb2.Resource(deployment=changed), ["status"], self._owner.leases.fence(self.name)
+                )
+
     async def stop_all(self) -> None:
         """Stops every replica and waits until they have ended."""
         ending = list(self.serving.values())

@@ -1,0 +1,275 @@
+"""What a mesh that is killed leaves and finds again: nothing lost, nothing doubled, nothing left over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from noronha.rpc.dial import new_request_id
+from noronha.rpc.errors import NoronhaError
+from noronha.runner.backend import PYTHON, Workload
+from noronha.runner.backends.process import Processes
+from noronha.v1 import deployment_pb2, mesh_pb2, metadata_pb2, runner_pb2, task_status_pb2, training_pb2
+from noronha.v1.replica_pb2 import Replica
+
+from .conftest import TestMesh, eventually, notebook
+from .test_deployments import NAME, Load, predict, predicting, states, update
+
+State = task_status_pb2.TaskStatus
+
+
+def again(mesh: TestMesh) -> None:
+    """Starts a mesh anew over what the killed one left."""
+    mesh.start()
+
+
+def counting(count: Path, seconds: float = 0.0, script: str = "") -> str:
+    """Returns a notebook that leaves a mark each time it is run, where every task sees it."""
+    return notebook(f"import time\nopen({str(count)!r}, 'a').write('x')\nprint('begun', flush=True)",
+                    f"time.sleep({seconds})\n{script}\nprint('done', flush=True)")  # fmt: skip
+
+
+def test_a_training_goes_on_while_the_mesh_is_away(own: TestMesh) -> None:
+    made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(3)", "print('done', flush=True)"))
+    own.logged(made.name, b"begun")
+    own.kill()
+    before = own.remains()
+    assert before
+    time.sleep(1)
+    again(own)
+    assert own.training(made.name).status.state == State.RUNNING
+    ended = own.ended(made.name)
+    assert ended.status.state == State.SUCCEEDED
+    assert own.log(made.name) == b"begun\ndone\n"
+    own.nothing_remains()
+
+
+def test_a_training_that_ends_while_the_mesh_is_away(own: TestMesh) -> None:
+    made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(1)", "print('done', flush=True)"))
+    own.logged(made.name, b"begun")
+    own.kill()
+    time.sleep(4)
+    again(own)
+    ended = own.ended(made.name)
+    assert ended.status.state == State.SUCCEEDED
+    assert ended.executed_notebook.digest
+    assert own.log(made.name) == b"begun\ndone\n"
+    own.nothing_remains()
+
+
+def test_a_task_that_is_killed_while_the_mesh_is_away(own: TestMesh) -> None:
+    made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(600)"))
+    own.logged(made.name, b"begun")
+    own.kill()
+    for pid in own.remains():
+        if b"noronha.tools.task" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    again(own)
+    ended = own.ended(made.name, 20)
+    assert (ended.status.state, ended.status.reason) == (State.FAILED, "TASK_KILLED")
+    own.nothing_remains()
+
+
+def test_everything_is_killed(own: TestMesh) -> None:
+    made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(600)"))
+    own.logged(made.name, b"begun")
+    own.kill()
+    for pid in own.remains():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    again(own)
+    ended = own.ended(made.name, 20)
+    assert (ended.status.state, ended.status.reason) == (State.FAILED, "TASK_LOST")
+    own.nothing_remains()
+
+
+def test_a_cancellation_survives(own: TestMesh) -> None:
+    made = own.train(
+        notebook(
+            "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True)",
+            "import time\nwhile True:\n    try: time.sleep(600)\n    except BaseException: pass",
+        )
+    )
+    own.logged(made.name, b"deaf")
+    own.runner.CancelTraining(runner_pb2.CancelTrainingRequest(name=made.name))
+    own.kill()
+    again(own)
+    ended = own.ended(made.name, 40)
+    assert (ended.status.state, ended.status.reason) == (State.CANCELLED, "CANCELLED")
+    own.nothing_remains()
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13, 14, 15, 16])
+def test_killed_at_any_moment_of_starting(own: TestMesh, seed: int) -> None:
+    print("seed", seed)
+    chance = random.Random(seed)
+    build = own.build(train=notebook("print('ran')"))
+    own.ended(own.train(notebook()).name)  # everything is warm
+    training = training_pb2.Training(build=build, notebook="train")
+    requests = [
+        runner_pb2.CreateTrainingRequest(parent="projects/p", training=training, request_id=new_request_id())
+        for _ in range(4)
+    ]
+    answered: list[str] = []
+
+    def ask() -> None:
+        for request in requests:
+            try:
+                answered.append(own.runner.CreateTraining(request, timeout=5).name)
+            except NoronhaError:
+                return
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(chance.random() * 0.12)
+    own.kill()
+    asking.join()
+    again(own)
+    names = [own.runner.CreateTraining(request).name for request in requests]
+    assert names[: len(answered)] == answered, "what was acknowledged is what is there"
+    assert len(set(names)) == len(names)
+    page = own.metadata.ListTrainings(metadata_pb2.ListTrainingsRequest(parent="projects/p", page_size=1000))
+    assert len(page.trainings) == len(names) + 1, "nothing is doubled"
+    for name in names:
+        assert own.ended(name).status.state == State.SUCCEEDED, own.log(name)
+        assert own.log(name) == b"ran\n", "nothing runs twice"
+    own.nothing_remains()
+
+
+@pytest.mark.parametrize("seed", [21, 22, 23])
+def test_killed_again_and_again_while_trainings_run(own: TestMesh, seed: int) -> None:
+    print("seed", seed)
+    chance = random.Random(seed)
+    text = notebook("import time\nfor n in range(40): print(n, flush=True); time.sleep(0.1)")
+    names = [own.train(text).name for _ in range(3)]
+    for _ in range(3):
+        time.sleep(chance.random() * 2)
+        own.kill()
+        time.sleep(chance.random() * 0.5)
+        again(own)
+    for name in names:
+        ended = own.ended(name)
+        assert ended.status.state == State.SUCCEEDED, ended.status
+        assert own.log(name) == b"".join(b"%d\n" % n for n in range(40))
+        assert ended.executed_notebook.digest
+    own.nothing_remains()
+
+
+def test_predictions_go_on_while_the_mesh_is_down(own: TestMesh) -> None:
+    own.deploy(predicting("one"), replicas=2)
+    own.stands(NAME, "READY")
+    before = {(each.name, each.port) for each in own.replicas(NAME)}
+    with Load(own) as load:
+        eventually("requests pass", lambda: len(load.answers) > 5)
+        own.kill()
+        time.sleep(2)
+        again(own)
+        own.stands(NAME, "READY")
+        time.sleep(2)
+    assert load.wrong == []
+    assert {(each.name, each.port) for each in own.replicas(NAME)} == before, "the replicas are found again"
+    update(own, "replicas", replicas=1)
+    own.stands(NAME, "READY", 2)
+    eventually("one has stopped", lambda: (1, "STOPPED") in states(own))
+    assert predict(own) == (200, "one")
+
+
+def test_a_replica_that_dies_while_the_mesh_is_down_is_replaced(own: TestMesh) -> None:
+    own.deploy(predicting("one"))
+    own.stands(NAME, "READY")
+    own.kill()
+    for pid in own.remains():
+        if b"noronha.tools.task" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    again(own)
+    eventually("another one serves", lambda: (1, "FAILED") in states(own) and (1, "READY") in states(own))
+    own.stands(NAME, "READY")
+    eventually("predictions pass", lambda: predict(own) == (200, "one"))
+
+
+@pytest.mark.parametrize("seed", [31, 32, 33])
+def test_killed_in_the_middle_of_a_rollout(own: TestMesh, seed: int) -> None:
+    print("seed", seed)
+    chance = random.Random(seed)
+    own.deploy(predicting("one"))
+    own.stands(NAME, "READY")
+    spec = deployment_pb2.DeploymentSpec(build=own.build(predict=predicting("two")))
+    with Load(own) as load:
+        update(own, "spec", spec=spec)
+        time.sleep(chance.random() * 2.5)
+        own.kill()
+        time.sleep(0.5)
+        again(own)
+        own.stands(NAME, "READY", 2)
+        time.sleep(0.3)
+    assert load.wrong == []
+    assert predict(own) == (200, "two")
+    eventually("only the new one is left", lambda: _alive(own) == [(2, "READY")])
+
+
+def _alive(mesh: TestMesh) -> list[tuple[int, str]]:
+    return [each for each in states(mesh) if each[1] not in ("STOPPED", "FAILED")]
+
+
+def test_a_workload_without_a_record_is_ended(own: TestMesh) -> None:
+    own.kill()
+    platform = Processes("process:", own.root / "runner", own.root)
+    for id, resource in (
+        ("train-unknown", "projects/p/trainings/unknown"),
+        ("depl-unknown", "projects/p/deployments/d/replicas/unknown"),
+    ):
+        sleeping = (PYTHON, "-c", "import time; time.sleep(600)")
+        asyncio.run(platform.start(Workload(id=id, resource=resource, purpose="nha-train", command=sleeping)))
+    eventually("they run", lambda: len(own.remains()) == 4)
+    again(own)
+    own.nothing_remains()
+    eventually("their folders are gone", lambda: not list((own.root / "runner/tasks").iterdir()))
+
+
+def test_a_mesh_that_stops_leaves_its_tasks_and_ends_those_who_follow(own: TestMesh) -> None:
+    made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(4)", "print('done', flush=True)"))
+    own.logged(made.name, b"begun")
+    followed: list[bytes] = []
+
+    def follow() -> None:
+        try:
+            followed.append(own.log(made.name, follow=True))
+        except NoronhaError:
+            followed.append(b"")
+
+    following = threading.Thread(target=follow)
+    following.start()
+    time.sleep(0.3)
+    assert own.process is not None
+    began = time.monotonic()
+    own.process.send_signal(signal.SIGTERM)
+    assert own.process.wait(20) == 0
+    following.join(5)
+    assert followed, f"whoever follows a log is let go, after {time.monotonic() - began:.1f} s"
+    assert own.remains()
+    again(own)
+    assert own.ended(made.name).status.state == State.SUCCEEDED
+
+
+def test_stopping_with_tasks_ends_everything(own: TestMesh) -> None:
+    made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(600)"))
+    own.logged(made.name, b"begun")
+    own.deploy(predicting("one"))
+    own.stands(NAME, "READY")
+    own.mesh.Shutdown(mesh_pb2.ShutdownRequest(stop_tasks=True), timeout=60)
+    assert own.process is not None
+    own.process.wait(20)
+    own.nothing_remains(5)
+    again(own)
+    assert own.training(made.name).status.state == State.CANCELLED
+    eventually("another replica serves", lambda: Replica.READY in {each.state for each in own.replicas(NAME)})
+    own.stands(NAME, "READY")

@@ -22,6 +22,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 _EPOCH = datetime.datetime(1970, 1, 1)
 _JSON_FIELDS = {"details_json": "details", "params_json": "params"}
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 _Convert = Callable[[Any], Any]
 
 
@@ -35,8 +37,13 @@ def timestamp(microseconds: int) -> Timestamp:
     return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
 
 
+@functools.lru_cache(64)
+def _second(seconds: int) -> str:
+    return (_EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
+
+
 def _time(value: Timestamp) -> str:
-    return (_EPOCH + datetime.timedelta(microseconds=microseconds(value))).isoformat(timespec="microseconds") + "Z"
+    return f"{_second(value.seconds)}.{value.nanos // 1000:06d}Z"
 
 
 def _duration(value: Duration) -> float:
@@ -111,4 +118,4 @@ def of(message: Message) -> dict[str, Any]:
 
 def text_of(message: Message) -> str:
     """Returns the document of a message as text."""
-    return json.dumps(of(message), ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(of(message))

@@ -154,10 +154,11 @@ class Draft:
         before = self._writes.get(key)
         body = message.SerializeToString()
         if len(body) > MAX_RECORD_BYTES:
+            name = kinds.full_name(key)
             raise InvalidArgument(
-                f"{kinds.full_name(key)} would be a record of {len(body):,} bytes; at most {MAX_RECORD_BYTES:,} are kept."
-                " Shorten its details or the names of its files",
-                reason="RECORD_TOO_LARGE", name=kinds.full_name(key), size_bytes=len(body),
+                f"{name} would be a record of {len(body):,} bytes; at most {MAX_RECORD_BYTES:,} are kept: shorten its"
+                " details or the names of its files",
+                reason="RECORD_TOO_LARGE", name=name, size_bytes=len(body),
             )  # fmt: skip
         references = kinds.references_of(key.kind, message)
         digests = kinds.digests_of(key.kind, message)

@@ -167,7 +167,7 @@ def digests_of(kind: str, message: Any) -> tuple[str, ...]:
 
 def search_text(kind: str, key: Key, message: Any) -> str:
     """Returns what searches look at: the ids of the name and the description, case folded."""
-    ids = "/".join(names.parse(message.name, kind).ids)
+    ids = "/".join(key.name.split("/")[1::2])
     return f"{ids}\n{getattr(message, 'description', '')}".casefold()
 
 

@@ -21,7 +21,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,10 +125,9 @@ CREATE TABLE answers (
     identity TEXT NOT NULL,
     fingerprint BLOB NOT NULL,
     answer BLOB NOT NULL,
-    time INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX answers_by_identity ON answers (tenant, identity);
-CREATE INDEX answers_by_time ON answers (time);
+    time INTEGER NOT NULL,
+    PRIMARY KEY (tenant, identity)
+) WITHOUT ROWID;
 CREATE TABLE kept_values (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
@@ -192,20 +191,19 @@ class _Cache:
         if record is not None:
             self._size -= len(record.body) + 500
 
-    @contextlib.contextmanager
-    def committing(self, touched: Sequence[tuple[str, str, int]]) -> Iterator[None]:
-        """Forgets what a commit touches, and takes nothing in while it happens."""
+    def freeze(self, touched: Sequence[Applied]) -> None:
+        """Forgets what a commit touches, and takes nothing in until it is over."""
         with self._lock:
             self._committing = True
             self._epoch += 1
-            for tenant, name, revision in touched:
-                self._drop((tenant, name, revision))
-                self._drop((tenant, name, None))
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._committing = False
+            for tenant, key, _ in touched:
+                self._drop((tenant, key.name, key.revision))
+                self._drop((tenant, key.name, None))
+
+    def thaw(self) -> None:
+        """Takes in again what is read from now on."""
+        with self._lock:
+            self._committing = False
 
 
 class SqliteRecords:
@@ -326,8 +324,11 @@ class SqliteRecords:
             if not applied:
                 connection.execute("COMMIT")
                 return []
-            with self._cache.committing([(each.tenant, each.key.name, each.key.revision) for each in applied]):
+            self._cache.freeze(applied)
+            try:
                 connection.execute("COMMIT")
+            finally:
+                self._cache.thaw()
             return applied
         except Exception as error:
             # Nothing of the group happened: everybody in it hears so.
@@ -369,29 +370,28 @@ class SqliteRecords:
                 job.future.set_result(job.result)
 
     def _submit(self, work: Callable[[Writes], T]) -> asyncio.Future[T]:
+        """Hands work to the writer's thread. Whoever gives up waiting for it does not undo it."""
         if self._closed:
             raise Unavailable(f"{self._path} is closed", reason="RECORDS_UNAVAILABLE")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieved)
         self._jobs.put(_Job(work, future))
         return future
 
     async def commit(self, tenant: str, commit: Commit) -> Committed:
-        # Shielded, since a call that is given up must not undo what others in its group wait for.
-        return await asyncio.shield(self._submit(lambda writes: writes.commit(tenant, commit)))
+        return await self._submit(lambda writes: writes.commit(tenant, commit))
 
     async def acquire(self, tenant: str, key: Key, holder: str, seconds: float) -> Lease:
-        return await asyncio.shield(self._submit(lambda writes: writes.acquire(tenant, key, holder, seconds)))
+        return await self._submit(lambda writes: writes.acquire(tenant, key, holder, seconds))
 
     async def release(self, tenant: str, key: Key, fence: int) -> None:
-        await asyncio.shield(self._submit(lambda writes: writes.release(tenant, key, fence)))
+        await self._submit(lambda writes: writes.release(tenant, key, fence))
 
     async def compact(self, keep: int) -> None:
-        await asyncio.shield(self._submit(lambda writes: writes.compact(keep, ANSWERS_KEPT)))
+        await self._submit(lambda writes: writes.compact(keep, ANSWERS_KEPT))
         self._recent.clear()
 
     async def value(self, name: str, initial: bytes) -> bytes:
-        return await asyncio.shield(self._submit(lambda writes: writes.value(name, initial)))
+        return await self._submit(lambda writes: writes.value(name, initial))
 
     # Reading at once
 
@@ -588,11 +588,6 @@ class _Job:
         self.future = future
         self.result: Any = None
         self.error: BaseException | None = None
-
-
-def _retrieved(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()  # who gave the call up does not ask for it any more
 
 
 def _quoted(path: Path) -> str:

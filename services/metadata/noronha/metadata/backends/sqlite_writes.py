@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from noronha.metadata.backend import (
     Change,
@@ -41,8 +40,7 @@ def record_of(row: tuple[Any, ...]) -> Record:
     return Record(Key(kind, name, revision), version, body, lease)
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """A record that a transaction touched, and the change of the journal if there is one."""
 
     tenant: str
@@ -50,8 +48,7 @@ class Applied:
     change: Change | None
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """What is known of a record before it is written."""
 
     id: int
@@ -189,8 +186,8 @@ class Writes:
                 (*values, source),
             )
         self._execute(
-            "INSERT OR REPLACE INTO documents (tenant, kind, name, revision, current, source, document)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"{'INSERT' if old is None else 'REPLACE'} INTO documents"
+            " (tenant, kind, name, revision, current, source, document) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (tenant, *key, current, source, put.document),
         )
         self._keep_beside(tenant, put, source, new=old is None)

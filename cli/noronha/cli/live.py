@@ -39,7 +39,7 @@ def watch(
                         progress.write(event.data)
                 break
             except KeyboardInterrupt:
-                progress.done()
+                progress.done(ended=False)
                 if asked:
                     raise
                 asked = True
@@ -49,15 +49,27 @@ def watch(
     return record
 
 
-def print_log(tail: Callable[[Any], Any], name: str, *, follow: bool, replica: str = "", lines: int = 0) -> None:
-    """Prints a log, to its end or as it grows."""
+def print_log(tail: Callable[[Any], Any], name: str, *, replica: str = "", lines: int = 0) -> None:
+    """Prints a log as it is now."""
     from noronha.v1 import log_pb2
 
-    request = log_pb2.TailLogsRequest(name=name, follow=follow, replica=replica, tail_lines=lines)
-    out = sys.stdout.buffer
-    for answer in tail(request):
-        out.write(answer.data)
-        out.flush()
+    for answer in tail(log_pb2.TailLogsRequest(name=name, replica=replica, tail_lines=lines)):
+        _write(answer.data)
+
+
+def print_following(following: Any) -> None:
+    """Prints a log as it grows, until the work has ended."""
+    from noronha.client.follow import Output
+
+    with following:
+        for event in following:
+            if isinstance(event, Output):
+                _write(event.data)
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def warnings(target: Target, lines: Any) -> None:

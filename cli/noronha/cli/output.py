@@ -240,11 +240,13 @@ class Progress:
                 self._draw()
         self._word = word
 
-    def done(self) -> None:
-        """Takes the line of state away."""
+    def done(self, *, ended: bool = True) -> None:
+        """Takes the line of state away; what has ``ended`` leaves its last word."""
         self._clear()
         self._line = ""
         self._end_line()
+        if ended and self._live and self._word:
+            self._voice.info(self._word)
 
     def _end_line(self) -> None:
         if not self._fresh:

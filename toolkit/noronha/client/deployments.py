@@ -125,6 +125,11 @@ def wait(
     return check(record)
 
 
+def follow(mesh: Mesh, name: str, *, replica: str = "", lines: int = 0) -> Following:
+    """Follows a deployment's record and the logs of its replicas until it is deleted, which raises NotFound."""
+    return Following(mesh, name, lambda _: False, mesh.runner.TailLogs, replica=replica, lines=lines)
+
+
 def check(deployment: deployment_pb2.Deployment) -> deployment_pb2.Deployment:
     """Returns a deployment that is READY or STOPPED. Raises WorkFailed with its reason for one that is not."""
     status = deployment.status
@@ -137,7 +142,8 @@ def check(deployment: deployment_pb2.Deployment) -> deployment_pb2.Deployment:
         if status.serving_revision and status.serving_revision != deployment.revision and status.ready_replicas:
             still = f"; revision {status.serving_revision} goes on serving"
         raise WorkFailed(
-            f"deployment {to_key(deployment.name)} is {state.lower()}: {why}{still}", reason=status.reason or None
+            f"deployment {to_key(deployment.name)} {'failed' if state == 'FAILED' else 'is degraded'}: {why}{still}",
+            reason=status.reason or None,
         )
     return deployment
 

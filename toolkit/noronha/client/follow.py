@@ -30,6 +30,9 @@ PATIENCE = 60.0
 LAST_WORDS = 5.0
 """Seconds that the log may go on after the record says that the work has ended."""
 
+REREAD = 0.5
+"""Seconds after which a stream that ended before the work did is read on."""
+
 TRANSIENT = (Unavailable, Cancelled, DeadlineExceeded, Internal, Unknown)
 """Errors of a stream that only says that a server went; the stream is opened again where it was."""
 
@@ -56,9 +59,9 @@ class Following:
     """An iterator over what happens to one piece of work, until it has ended and its log has been read.
 
     ``name`` is the full name of the record; ``ended(record)`` says whether the work is over. ``tail`` is the
-    ``TailLogs`` method that holds its log, None for work without one; ``log_name`` when the log goes by another name
-    than the record. Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away.
-    Close it when done.
+    ``TailLogs`` method that holds its log, None for work without one; ``replica`` and ``lines`` narrow the log as in
+    its request. Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away. Close
+    it when done.
     """
 
     def __init__(
@@ -67,15 +70,19 @@ class Following:
         name: str,
         ended: Callable[[Any], bool],
         tail: Callable[[Any], Any] | None = None,
-        log_name: str = "",
+        *,
+        replica: str = "",
+        lines: int = 0,
     ) -> None:
         self._mesh = mesh
         self._name = name
         self._ended = ended
         self._tail = tail
-        self._log_name = log_name or name
+        self._replica = replica
+        self._lines = lines
         self._queue: queue.Queue[Event | NoronhaError | None] = queue.Queue(1024)
         self._closed = threading.Event()
+        self._over = threading.Event()
         self._calls: set[Any] = set()
         self._reviving = threading.Lock()
         self._begun = False
@@ -92,6 +99,7 @@ class Following:
     def close(self) -> None:
         """Gives both streams up."""
         self._closed.set()
+        self._over.set()
         for call in list(self._calls):
             call.cancel()
 
@@ -158,7 +166,9 @@ class Following:
             except Exception as error:  # a defect must reach the one who iterates, not die in a thread
                 self._put(Internal(f"following {self._name} failed: {error!r}"))
                 return
-            time.sleep(pause)
+            else:
+                continue
+            self._closed.wait(pause)
             pause = min(pause * 2, 1.0)
 
     def _answers(self, call: Any) -> Iterator[Any]:
@@ -185,12 +195,14 @@ class Following:
                         record = getattr(answer.changed, answer.changed.WhichOneof("kind"))
                         self._put(Change(record))
                         if self._ended(record):
+                            self._over.set()
                             return True
                     elif kind == "deleted":
                         self._put(NotFound(f"{answer.deleted} was deleted"))
                         return True
             except OutOfRange:
                 token = ""
+            self._closed.wait(REREAD)
             return False
 
         self._persist(step)
@@ -203,12 +215,19 @@ class Following:
         def step() -> bool:
             nonlocal position
             assert self._tail is not None
-            request = log_pb2.TailLogsRequest(name=self._log_name, position=position, follow=True)
+            over = self._over.is_set()
+            request = log_pb2.TailLogsRequest(
+                name=self._name, replica=self._replica, position=position, follow=True, tail_lines=self._lines
+            )
             for answer in self._answers(self._tail(request)):
                 position = answer.position or position
                 if answer.data:
                     self._put(Output(answer.data, answer.replica))
-            return True
+            if not over:
+                # A server that has just come back may end the log of work that it has not found again yet. Only what is
+                # read after the end of the work is surely all.
+                self._over.wait(REREAD)
+            return over
 
         self._persist(step)
         self._put(None)

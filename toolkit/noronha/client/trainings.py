@@ -52,9 +52,9 @@ def create(
     )
 
 
-def follow(mesh: Mesh, name: str) -> Following:
-    """Follows a training's record and log until it has ended."""
-    return Following(mesh, name, work.has_ended, mesh.runner.TailLogs)
+def follow(mesh: Mesh, name: str, *, lines: int = 0) -> Following:
+    """Follows a training's record and log until it has ended; ``lines`` starts with about so many of the last ones."""
+    return Following(mesh, name, work.has_ended, mesh.runner.TailLogs, lines=lines)
 
 
 def check(training: training_pb2.Training) -> training_pb2.Training:

@@ -71,4 +71,4 @@ def logs(target: Target, proj: str | None, tag: str) -> None:
     from noronha.client.references import last_id, to_name
 
     project = target.project(proj)
-    print_log(target.mesh.builder.TailLogs, to_name("build", f"{last_id(project.name)}:{tag}"), follow=False)
+    print_log(target.mesh.builder.TailLogs, to_name("build", f"{last_id(project.name)}:{tag}"))

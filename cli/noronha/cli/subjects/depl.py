@@ -79,10 +79,18 @@ def rm(target: Target, name: str, proj: str | None) -> None:
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str, lines: int | None) -> None:
     """Show what the replicas of a deployment wrote."""
-    from noronha.cli.live import print_log
+    from noronha.cli.live import print_following, print_log
+    from noronha.client import deployments
+    from noronha.rpc.errors import NotFound
 
     full = _full(target, proj, name)
-    print_log(target.mesh.runner.TailLogs, full, follow=follow, replica=replica, lines=lines or 0)
+    if not follow or deployments.find(target.mesh, full) is None:
+        print_log(target.mesh.runner.TailLogs, full, replica=replica, lines=lines or 0)
+        return
+    try:
+        print_following(deployments.follow(target.mesh, full, replica=replica, lines=lines or 0))
+    except NotFound as error:
+        target.voice.info(error.message)
 
 
 @subject.command()
@@ -176,13 +184,16 @@ def _await(target: Target, made: Any, key: str) -> Any:
         progress.state(word, found.status.ready_replicas / wanted if wanted else None)
 
     try:
-        return deployments.wait(target.mesh, made, show)
+        found = deployments.wait(target.mesh, made, show)
     except KeyboardInterrupt:
-        progress.done()
+        progress.done(ended=False)
         target.voice.warn(f"no longer waiting; the deployment goes on, see 'nha depl info --name {key.split(':')[1]}'")
         raise
-    finally:
+    except Exception:
         progress.done()
+        raise
+    progress.done()
+    return found
 
 
 def _tell(target: Target, made: Any, owner: str) -> None:

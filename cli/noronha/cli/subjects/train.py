@@ -92,9 +92,14 @@ def cancel(target: Target, name: str, proj: str | None) -> None:
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, lines: int | None) -> None:
     """Show what a training wrote."""
-    from noronha.cli.live import print_log
+    from noronha.cli.live import print_following, print_log
+    from noronha.client import trainings
 
-    print_log(target.mesh.runner.TailLogs, _full(target, proj, name), follow=follow, lines=lines or 0)
+    full = _full(target, proj, name)
+    if follow:
+        print_following(trainings.follow(target.mesh, full, lines=lines or 0))
+    else:
+        print_log(target.mesh.runner.TailLogs, full, lines=lines or 0)
 
 
 @subject.command()

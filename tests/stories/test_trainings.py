@@ -1,0 +1,169 @@
+"""Trainings by the command: how each way to end is told, what is live, what survives, what Ctrl-C does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _notebook(path: Path, *cells: str) -> None:
+    """Writes a notebook; the first cell is tagged ``parameters``."""
+    content = [
+        {
+            "cell_type": "code", "id": f"c{number}", "metadata": {"tags": ["parameters"]} if number == 0 else {},
+            "source": source, "outputs": [], "execution_count": None,
+        }
+        for number, source in enumerate(cells)
+    ]  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.write_text(
+        json.dumps({"cells": content, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    )
+
+
+NOTEBOOKS = {
+    "fine": ("value = None", "print('value is', repr(value))"),
+    "raises": ("a = 1", "print('before')", "raise ValueError('no such flower')"),
+    "leaves": ("a = 1", "import os\nos._exit(0)"),
+    "exits": ("a = 1", "import sys\nsys.exit(3)"),
+    "slow": (
+        "steps = 60",
+        "import time\nfor step in range(steps):\n    print('step', step, flush=True)\n    time.sleep(0.25)",
+    ),
+    "environment": ("a = 1", "import os\nprint('got', os.environ['GREETING'])"),
+}
+
+
+@pytest.fixture(scope="module")
+def trainer(user: Any) -> Iterator[Any]:
+    """A user in the folder of a built project."""
+    folder = user.cwd / "project"
+    (folder / "notebooks").mkdir(parents=True)
+    for name, cells in NOTEBOOKS.items():
+        _notebook(folder / "notebooks" / f"{name}.ipynb", *cells)
+    (folder / "Dockerfile").write_text(
+        "FROM noronhadataops/noronha:latest\nRUN apt-get install -y x\nADD . ${APP_HOME}\n"
+    )
+    user.cwd = folder
+    user.nha("proj", "new", "--name", "p", "--home-dir", ".")
+    built = user.run("-s", "proj", "build", check=True)
+    assert "not applied" in built.stderr and "notices:" in built.stdout
+    yield user
+
+
+def test_a_training_that_ends_well_exits_with_0(trainer: Any) -> None:
+    params = '{"value": [12345678901234567890123, 1.0, true, null, "$HOME \\\\ \\u00e9"]}'
+    answer = trainer.run("train", "new", "--name", "good", "--nb", "notebooks/fine", "--params", params, check=True)
+    assert answer.stdout == "value is [12345678901234567890123, 1.0, True, None, '$HOME \\\\ é']\n"
+    words = re.findall(r"Training p:good: (\w+)", answer.stderr)
+    assert words[-1] == "FINISHED" and words == sorted(set(words), key=words.index)
+    found = trainer.json("train", "info", "--name", "good")
+    assert found["task"]["state"] == "FINISHED" and found["task"]["reason"] == ""
+    made = json.loads(
+        trainer.run("-s", "train", "new", "--name", "good", "--nb", "notebooks/fine", "-o", "json", check=True).stdout
+    )
+    assert made["name"] == "good" and made["task"]["state"] == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    "notebook,reason,part",
+    [
+        ("raises", "CELL_RAISED", "no such flower"),
+        ("leaves", "KERNEL_DIED", "kernel"),
+        ("exits", None, "3"),
+        ("absent", "NOTEBOOK_NOT_FOUND", "absent"),
+    ],
+)
+def test_a_training_that_fails_exits_with_9_and_says_why(
+    trainer: Any, notebook: str, reason: str | None, part: str
+) -> None:
+    answer = trainer.run("train", "new", "--name", notebook, "--nb", f"notebooks/{notebook}")
+    last = answer.stderr.strip().splitlines()[-1]
+    assert answer.returncode == 9 and last.startswith(f"Error: training p:{notebook} failed: ") and part in last
+    found = trainer.json("train", "info", "--name", notebook)
+    assert found["task"]["state"] == "FAILED" and found["task"]["error"]
+    if reason is not None:
+        assert found["task"]["reason"] == reason and f"[{reason}]" in last
+
+
+def test_what_is_missing_is_told_before_anything_is_recorded(trainer: Any) -> None:
+    before = trainer.nha("train", "list", "-o", "name")
+    assert "[NOT_FOUND]" in trainer.refused("train", "new", "--nb", "notebooks/fine", "-t", "absent")
+    assert "[NOT_FOUND]" in trainer.refused("train", "new", "--nb", "notebooks/fine", "--ds", "m:d")
+    assert "[NOT_FOUND]" in trainer.refused("train", "new", "--nb", "notebooks/fine", "--pretrained", "m:v")
+    assert "[UNKNOWN_PROFILE]" in trainer.refused("train", "new", "--nb", "notebooks/fine", "--rp", "huge")
+    assert trainer.nha("train", "list", "-o", "name") == before
+
+
+def test_environment_variables_arrive(trainer: Any) -> None:
+    answer = trainer.run("train", "new", "--nb", "notebooks/environment", "-e", "GREETING=a=b c", check=True)
+    assert "got a=b c" in answer.stdout and "Using random name: " in answer.stderr
+
+
+def _begin(trainer: Any, name: str, steps: int = 60) -> subprocess.Popen[str]:
+    """Starts a slow training in the foreground and returns once its output came live."""
+    process = subprocess.Popen(
+        trainer.command("-s", "train", "new", "--name", name, "--nb", "notebooks/slow", "-p", f'{{"steps": {steps}}}'),
+        cwd=trainer.cwd, env=trainer.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step 0\n"
+    return process
+
+
+def test_the_first_ctrl_c_cancels_the_training(trainer: Any) -> None:
+    process = _begin(trainer, "stopped")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "press Ctrl-C again" in errors and "was cancelled" in errors
+    assert trainer.json("train", "info", "--name", "stopped")["task"]["state"] == "CANCELLED"
+
+
+def test_a_command_that_is_killed_leaves_its_training_alone(trainer: Any) -> None:
+    process = _begin(trainer, "orphan", steps=12)
+    process.kill()
+    process.communicate(timeout=60)
+    assert trainer.refused("train", "rm", "--name", "orphan").endswith("[STILL_RUNNING]")
+    logs = trainer.run("train", "logs", "--name", "orphan", "--follow", check=True).stdout
+    assert logs.count("step") == 12
+    assert trainer.json("train", "info", "--name", "orphan")["task"]["state"] == "FINISHED"
+    assert trainer.nha("train", "rm", "--name", "orphan") == "Removed Training: p:orphan\n"
+
+
+def test_cancel_from_elsewhere_ends_the_one_that_waits(trainer: Any) -> None:
+    process = _begin(trainer, "cancelled")
+    trainer.nha("train", "cancel", "--name", "cancelled")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "training p:cancelled was cancelled" in errors
+
+
+def test_a_mesh_that_is_killed_is_started_again_and_nothing_is_missed(trainer: Any) -> None:
+    if trainer.target != "embedded":
+        pytest.skip("the embedded mesh alone is started by the command")
+    process = _begin(trainer, "survivor", steps=40)
+    os.kill(trainer.json("mesh", "status")["process"], signal.SIGKILL)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert [int(number) for number in re.findall(r"step (\d+)", output)] == list(range(1, 40))
+    assert trainer.json("train", "info", "--name", "survivor")["task"]["state"] == "FINISHED"
+
+
+def test_the_table_says_where_trainings_stand(trainer: Any) -> None:
+    lines = trainer.nha("train", "list", "-o", "table").splitlines()
+    assert {"NAME", "STATE", "PROGRESS", "REASON"} <= set(lines[0].split())
+
+
+def test_a_deployment_that_cannot_serve_says_why(trainer: Any) -> None:
+    answer = trainer.run("depl", "new", "--name", "bad", "--nb", "notebooks/raises")
+    assert answer.returncode == 9 and "no such flower" in answer.stderr and "[CELL_RAISED]" in answer.stderr
+    assert trainer.json("depl", "info", "--name", "bad")["availability"] == "0%"
+    assert trainer.nha("depl", "rm", "--name", "bad") == "Removed Deployment: p:bad\n"

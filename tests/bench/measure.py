@@ -139,6 +139,8 @@ def private_mesh(start: bool = True, **settings: str) -> Iterator[Bench]:
     home = Path(tempfile.mkdtemp(prefix="nha-bench-"))
     port = free_port()
     env = {key: value for key, value in os.environ.items() if not key.startswith("NHA_")}
+    # Python keeps what it compiled, as it does for users: the references' modules were compiled when they were installed.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     env |= {
         "HOME": str(home), "NHA_MESH__STATE_DIR": str(home / "mesh"), "NHA_ROUTER__PORT": str(port),
         "NHA_MESH__IDLE_STOP": "0", "PATH": f"{BIN}{os.pathsep}{env.get('PATH', '')}",

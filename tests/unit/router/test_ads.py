@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 
 import pytest
-from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
-from envoy_data_plane.google.rpc import Status
 
 from noronha.router.ads import AdsStream
+from noronha.router.messages import DiscoveryRequest, DiscoveryResponse, Status
 from noronha.router.resources import (
     CLUSTER,
     ENDPOINTS,
@@ -60,7 +59,7 @@ class Model:
     def take(self, answers: Iterable[bytes]) -> None:
         queue = list(answers)
         while queue:
-            answer = DiscoveryResponse.parse(queue.pop(0))
+            answer = DiscoveryResponse.FromString(queue.pop(0))
             queue += self._take(answer)
             self.check()
             queue += self.subscribe_now()

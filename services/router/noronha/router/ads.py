@@ -21,9 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from envoy_data_plane.envoy.service.discovery import v3 as discovery
-
 from noronha.router import splice
+from noronha.router.messages import DiscoveryRequest, DiscoveryResponse, number
 from noronha.router.resources import (
     CLUSTER,
     ENDPOINTS,
@@ -31,7 +30,6 @@ from noronha.router.resources import (
     ROUTE_TABLE,
     ROUTES,
     assignment,
-    number,
 )
 from noronha.router.snapshot import Item, Part, Snapshot, digest, item, route_table
 
@@ -41,10 +39,10 @@ ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 WILDCARD = (CLUSTER, LISTENER)
 """The types of which a proxy gets all, instead of those it names."""
 
-_VERSION = number(discovery.DiscoveryResponse, "version_info")
-_RESOURCES = number(discovery.DiscoveryResponse, "resources")
-_TYPE_URL = number(discovery.DiscoveryResponse, "type_url")
-_NONCE = number(discovery.DiscoveryResponse, "nonce")
+_VERSION = number(DiscoveryResponse, "version_info")
+_RESOURCES = number(DiscoveryResponse, "resources")
+_TYPE_URL = number(DiscoveryResponse, "type_url")
+_NONCE = number(DiscoveryResponse, "nonce")
 
 
 @dataclass
@@ -109,7 +107,7 @@ class AdsStream:
 
     # ------------------------------------------------------------------------------------------------- events
 
-    def heard(self, request: discovery.DiscoveryRequest) -> list[bytes]:
+    def heard(self, request: DiscoveryRequest) -> list[bytes]:
         """Takes a request of the proxy: a subscription, an acknowledgement or a refusal."""
         channel = self._channels.get(request.type_url)
         if channel is None:

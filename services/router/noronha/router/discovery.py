@@ -117,8 +117,7 @@ def add(discovery: Discovery, server: Any) -> None:
 
 def _protocol() -> tuple[type[AdsStream], Callable[[bytes], Any]]:
     """Imports what takes long to import."""
-    from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
-
     from noronha.router.ads import AdsStream
+    from noronha.router.messages import DiscoveryRequest
 
-    return AdsStream, DiscoveryRequest.parse
+    return AdsStream, DiscoveryRequest.FromString

@@ -13,7 +13,6 @@ import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import betterproto2
 from envoy_data_plane.envoy.config.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.config.cluster import v3 as cluster
 from envoy_data_plane.envoy.config.common.mutation_rules import v3 as mutation
@@ -30,12 +29,12 @@ from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as pr
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstream
 from envoy_data_plane.envoy.type import v3 as types
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
-from envoy_data_plane.google import protobuf
 from envoy_data_plane.xds.core import v3 as xds
 from envoy_data_plane.xds.type.matcher import v3 as tree
 
-from noronha.router import splice
+from noronha.router import messages, splice
 from noronha.router.edge import Edge, Endpoint
+from noronha.router.messages import extension, number, packed, protobuf
 from noronha.router.traffic import RESERVED_HEADERS, Split
 from noronha.v1 import health_check_pb2
 
@@ -71,16 +70,6 @@ def seconds(value: float) -> datetime.timedelta:
     return datetime.timedelta(seconds=value)
 
 
-def packed(name: str, message: betterproto2.Message) -> core.TypedExtensionConfig:
-    return core.TypedExtensionConfig(name=name, typed_config=protobuf.Any.pack(message))
-
-
-def number(message: type[betterproto2.Message], name: str) -> int:
-    """Returns the field number of a message's field."""
-    fields = {each.name: each for each in dataclasses.fields(message)}  # type: ignore[arg-type]
-    return int(fields[name].metadata["betterproto"].number)
-
-
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
@@ -107,7 +96,7 @@ _FROM_ADS = core.ConfigSource(
     ads=core.AggregatedConfigSource(), resource_api_version=core.ApiVersion.V3, initial_fetch_timeout=seconds(5)
 )
 _HTTP1 = {
-    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protobuf.Any.pack(
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": packed(
         upstream.HttpProtocolOptions(
             common_http_protocol_options=core.HttpProtocolOptions(idle_timeout=UPSTREAM_IDLE_TIMEOUT),
             explicit_http_config=upstream.HttpProtocolOptionsExplicitHttpConfig(
@@ -126,13 +115,20 @@ _NO_BREAKERS = cluster.CircuitBreakers(
         )
     ]
 )
+# Numbers of fields that the older release of envoy-data-plane does not know, or knows by another name.
+_BODY_FORMAT = 3  # of DirectResponseAction
+_PATH_REWRITE = 45  # of RouteAction
+_USE_HASH_POLICY = 5  # of WeightedCluster
+_REMOVE_ON_MATCH = 3  # of HeaderMutation
+_KEY_MATCHER = 1  # of HeaderMutation.RemoveOnMatch
+_ENFORCING_5XX = 5  # of OutlierDetection
+
 # Only failures to connect or to get any answer eject a replica. A model answers 500 to bad data: that says nothing
 # about the replica, and must not take it away from other callers.
 _OUTLIERS = cluster.OutlierDetection(
     split_external_local_origin_errors=True,
     consecutive_local_origin_failure=5,
     enforcing_consecutive_local_origin_failure=100,
-    enforcing_consecutive_5xx=0,
     enforcing_consecutive_gateway_failure=0,
     enforcing_success_rate=0,
     enforcing_local_origin_success_rate=0,
@@ -143,16 +139,16 @@ _OUTLIERS = cluster.OutlierDetection(
     max_ejection_time=seconds(30),
     max_ejection_percent=50,
 )
+messages.added(_OUTLIERS, splice.field(_ENFORCING_5XX, b""))  # a UInt32Value of zero
 # With no healthy replica at all, requests go to the unhealthy ones: a server with one worker does not answer its probe
 # while it predicts, and is asked again in vain at worst.
 # A probe's outcome counts at once; Envoy would else gather such news for a second, and leave out replicas so long.
-_BALANCING = cluster.ClusterCommonLbConfig(
-    healthy_panic_threshold=types.Percent(value=1), update_merge_window=seconds(0)
-)
+_BALANCING = cluster.ClusterCommonLbConfig(healthy_panic_threshold=types.Percent(value=1))
+messages.added(_BALANCING, messages.duration(number(cluster.ClusterCommonLbConfig, "update_merge_window"), seconds(0)))
 _LEAST_REQUEST = cluster.LoadBalancingPolicy(
     policies=[
         cluster.LoadBalancingPolicyPolicy(
-            typed_extension_config=packed(
+            typed_extension_config=extension(
                 "envoy.load_balancing_policies.least_request",
                 least_request.LeastRequest(selection_method=least_request.LeastRequestSelectionMethod.FULL_SCAN),
             )
@@ -162,7 +158,7 @@ _LEAST_REQUEST = cluster.LoadBalancingPolicy(
 _RING_HASH = cluster.LoadBalancingPolicy(
     policies=[
         cluster.LoadBalancingPolicyPolicy(
-            typed_extension_config=packed(
+            typed_extension_config=extension(
                 "envoy.load_balancing_policies.ring_hash",
                 ring_hash.RingHash(minimum_ring_size=512, maximum_ring_size=4096),
             )
@@ -402,7 +398,9 @@ def _action(
         action += splice.field(_ACTION_CLUSTER, target(weights[0][0]).encode())
     else:
         shares = [route.WeightedClusterClusterWeight(name=target(each), weight=weight) for each, weight in weights]
-        weighted = route.WeightedCluster(clusters=shares, use_hash_policy=True if by_hash else None)
+        weighted = route.WeightedCluster(clusters=shares)
+        if by_hash:
+            messages.added(weighted, messages.true(_USE_HASH_POLICY))
         action += splice.field(number(route.RouteAction, "weighted_clusters"), bytes(weighted))
     for revision, percent in split.mirrors:
         if [revision] != [other for other, _ in weights]:  # a revision is not sent its own requests twice
@@ -412,7 +410,7 @@ def _action(
 
 @functools.cache
 def _predict_action(timeout: float) -> bytes:
-    return bytes(route.RouteAction(timeout=seconds(timeout)))
+    return messages.duration(number(route.RouteAction, "timeout"), seconds(timeout))
 
 
 def _mirror(name: str, percent: float) -> bytes:
@@ -451,7 +449,7 @@ def table(entries: Iterable[bytes]) -> bytes:
 @functools.cache
 def _table_frame() -> tuple[bytes, bytes, bytes, bytes]:
     """Builds what surrounds the entries: configuration, virtual host, the matcher's input, the answer to the rest."""
-    read = protobuf.Any.pack(matcher.HttpRequestHeaderMatchInput(header_name=DEPLOYMENT_HEADER))
+    read = packed(matcher.HttpRequestHeaderMatchInput(header_name=DEPLOYMENT_HEADER))
     by_header = tree.MatcherMatcherTree(input=xds.TypedExtensionConfig(name="deployment", typed_config=read))
     host = route.VirtualHost(
         name="all",
@@ -470,7 +468,7 @@ _RETRIES = route.RetryPolicy(
     retry_host_predicate=[
         route.RetryPolicyRetryHostPredicate(
             name="envoy.retry_host_predicates.previous_hosts",
-            typed_config=protobuf.Any.pack(previous_hosts.PreviousHostsPredicate()),
+            typed_config=packed(previous_hosts.PreviousHostsPredicate()),
         )
     ],
     host_selection_retry_max_attempts=5,
@@ -506,7 +504,9 @@ def _text(status: int, body: str) -> route.DirectResponseAction:
 
 
 def _answer(status: int, error: str, **more: str) -> route.DirectResponseAction:
-    return route.DirectResponseAction(status=status, body_format=_json(router_error=error, **more))
+    body_format = splice.field(_BODY_FORMAT, bytes(_json(router_error=error, **more)))
+    answer: route.DirectResponseAction = messages.added(route.DirectResponseAction(status=status), body_format)
+    return answer
 
 
 def _json(**fields: str) -> core.SubstitutionFormatString:
@@ -529,7 +529,6 @@ _ADDRESS_HOST = number(core.SocketAddress, "address")
 _ADDRESS_PORT = number(core.SocketAddress, "port_value")
 _ROUTE_ACTION = number(route.Route, "route")
 _ACTION_CLUSTER = number(route.RouteAction, "cluster")
-_PATH_REWRITE = number(route.RouteAction, "path_rewrite")
 _UPDATE_ACTION = bytes(route.RouteAction(cluster=UPDATE_CLUSTER, timeout=UPDATE_TIMEOUT))
 _ROUTES_ACTION = bytes(xds.TypedExtensionConfig(name="routes"))
 _NO_REPLICA = splice.field(
@@ -553,8 +552,9 @@ def own_listener(deployment: str, edge: Edge, port: int) -> bytes:
 
 def _listener(name: str, edge: Edge, port: int, key: str, *, own: bool) -> bytes:
     mutations = [
-        mutation.HeaderMutation(
-            remove_on_match=mutation.HeaderMutationRemoveOnMatch(key_matcher=matcher.StringMatcher(prefix=prefix))
+        messages.added(
+            mutation.HeaderMutation(),
+            splice.field(_REMOVE_ON_MATCH, splice.field(_KEY_MATCHER, bytes(matcher.StringMatcher(prefix=prefix)))),
         )
         for prefix in RESERVED_HEADERS
     ]
@@ -565,12 +565,12 @@ def _listener(name: str, edge: Edge, port: int, key: str, *, own: bool) -> bytes
         stat_prefix="router",
         rds=manager.Rds(route_config_name=ROUTE_TABLE, config_source=_FROM_ADS),
         early_header_mutation_extensions=[
-            packed("envoy.http.early_header_mutation.header_mutation", early.HeaderMutation(mutations=mutations))
+            extension("envoy.http.early_header_mutation.header_mutation", early.HeaderMutation(mutations=mutations))
         ],
         http_filters=[
             manager.HttpFilter(
                 name="envoy.filters.http.router",
-                typed_config=protobuf.Any.pack(router_filter.Router(suppress_envoy_headers=True)),
+                typed_config=packed(router_filter.Router(suppress_envoy_headers=True)),
             )
         ],
         use_remote_address=True,
@@ -578,10 +578,11 @@ def _listener(name: str, edge: Edge, port: int, key: str, *, own: bool) -> bytes
         server_header_transformation=manager.HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
         http_protocol_options=core.Http1ProtocolOptions(accept_http_10=True),
         request_headers_timeout=seconds(30),
-        # Nothing moves on a connection while a model thinks, so this bound must not be the narrower one.
-        stream_idle_timeout=seconds(max(300.0, edge.request_timeout + 30) if edge.request_timeout else 0),
         local_reply_config=_LOCAL_REPLIES,
     )
+    # Nothing moves on a connection while a model thinks, so this bound must not be the narrower one.
+    idle = seconds(max(300.0, edge.request_timeout + 30) if edge.request_timeout else 0)
+    messages.added(http, messages.duration(number(manager.HttpConnectionManager, "stream_idle_timeout"), idle))
     message = listener.Listener(
         name=name,
         address=core.Address(socket_address=core.SocketAddress(address=edge.host, port_value=port)),
@@ -590,9 +591,7 @@ def _listener(name: str, edge: Edge, port: int, key: str, *, own: bool) -> bytes
         filter_chains=[
             listener.FilterChain(
                 filters=[
-                    listener.Filter(
-                        name="envoy.filters.network.http_connection_manager", typed_config=protobuf.Any.pack(http)
-                    )
+                    listener.Filter(name="envoy.filters.network.http_connection_manager", typed_config=packed(http))
                 ]
             )
         ],

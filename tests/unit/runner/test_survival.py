@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from noronha.rpc.dial import new_request_id
-from noronha.rpc.errors import NoronhaError
+from noronha.rpc.errors import NoronhaError, Unavailable
 from noronha.runner.backend import PYTHON, Workload
 from noronha.runner.backends.process import Processes
 from noronha.v1 import deployment_pb2, mesh_pb2, metadata_pb2, runner_pb2, task_status_pb2, training_pb2
@@ -243,8 +243,8 @@ def test_a_mesh_that_stops_leaves_its_tasks_and_ends_those_who_follow(own: TestM
     def follow() -> None:
         try:
             followed.append(own.log(made.name, follow=True))
-        except NoronhaError:
-            followed.append(b"")
+        except Unavailable as error:
+            followed.append(error.reason.encode())
 
     following = threading.Thread(target=follow)
     following.start()
@@ -254,9 +254,10 @@ def test_a_mesh_that_stops_leaves_its_tasks_and_ends_those_who_follow(own: TestM
     own.process.send_signal(signal.SIGTERM)
     assert own.process.wait(20) == 0
     following.join(5)
-    assert followed, f"whoever follows a log is let go, after {time.monotonic() - began:.1f} s"
+    assert followed == [b"STOPPING"], f"whoever follows is let go and told why, {time.monotonic() - began:.1f} s later"
     assert own.remains()
     again(own)
+    assert own.log(made.name, follow=True) == b"begun\ndone\n", "nor does it end before the work is found again"
     assert own.ended(made.name).status.state == State.SUCCEEDED
 
 

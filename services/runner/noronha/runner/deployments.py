@@ -45,6 +45,8 @@ class Deployments:
         self._traffic: dict[tuple[str, str], frozenset[int]] = {}
         # Held from looking for a port's owner until the new owner is on record.
         self._ports = asyncio.Lock()
+        self._drawn: dict[str, str] = {}
+        """Names that were drawn for requests with a port, by request id: a repeat must not find its own port taken."""
 
     # ------------------------------------------------------------------------------------------------ creating
 
@@ -74,6 +76,8 @@ class Deployments:
                 await self._check_port(made.port, request)
                 record = await self._record(request, made, reserved)
             deployment = record.resource.deployment
+            if made.port and request.request_id and not request.deployment_id:
+                self._drawn[request.request_id] = deployment.name
             key = (principals.current().tenant, deployment.name)
             if record.lease.holder == self._owner.leases.holder and key not in self._controllers:
                 self._keep(deployment, record.lease)
@@ -86,7 +90,7 @@ class Deployments:
 
     async def _check_port(self, port: int, request: runner_pb2.CreateDeploymentRequest) -> None:
         """Raises AlreadyExists ``PORT_TAKEN`` when another deployment has this port."""
-        own = ""
+        own = self._drawn.get(request.request_id, "") if request.request_id else ""
         if request.deployment_id:
             own = names.join("deployment", names.parse(request.parent).ids[0], request.deployment_id)
         await self._port_is_free(port, own)
@@ -429,6 +433,8 @@ class Deployments:
     async def tail(self, name: str, replica: str, position: str, lines: int, follow: bool) -> AsyncIterator[logs.Piece]:
         """Yields the logs of a deployment's replicas; when following, until the deployment is gone."""
         deployment = await self._get(name)
+        if follow:
+            await self._owner.wait_until_adopted()
         tenant = principals.current().tenant
         controller = self._controllers.get((tenant, name)) or Controller(self._owner, deployment, tenant)
         parts: Mapping[str, logs.Part] = await controller.parts(replica)
@@ -452,6 +458,8 @@ class Deployments:
             pieces = logs.tail(name, now, position=position, lines=lines, follow=event if follow else None, ended=ended)
             async for piece in pieces:
                 yield piece
+            if follow and self._owner.context.stopping.is_set() and not controller.gone.is_set():
+                raise self._owner.stopping()
         finally:
             if refreshing is not None:
                 refreshing.cancel()

@@ -14,7 +14,7 @@ from noronha.chassis import principals
 from noronha.chassis.mount import Context
 from noronha.chassis.principals import Kind, Principal
 from noronha.rpc import names
-from noronha.rpc.errors import DeadlineExceeded, Unavailable
+from noronha.rpc.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from noronha.rpc.settings import Settings
 from noronha.runner.admission import Admission
 from noronha.runner.backend import Platform
@@ -23,8 +23,11 @@ from noronha.runner.logs import Logs
 from noronha.runner.sessions import Session, insist
 from noronha.v1 import records_pb2, resource_pb2
 
-AWAY = (Unavailable, DeadlineExceeded)
-"""Errors that say that a peer is away and will come back."""
+AWAY = (Unavailable, DeadlineExceeded, ResourceExhausted)
+"""Errors that say that a peer is away, or its disk full, and that asking again later may help."""
+
+PATIENCE = 20.0
+"""Seconds that a call waits for a mesh that has just come back and still looks for what runs."""
 
 
 class Owner:
@@ -47,6 +50,19 @@ class Owner:
     def settings(self) -> Settings:
         """The settings."""
         return self.context.settings
+
+    async def wait_until_adopted(self) -> None:
+        """Waits until everything that ran before has been found again. Raises Unavailable ``STARTING``."""
+        if not self.adopted.is_set():
+            try:
+                await asyncio.wait_for(self.adopted.wait(), PATIENCE)
+            except asyncio.TimeoutError:
+                why = "the mesh is still looking for what ran before it started; try again"
+                raise Unavailable(why, reason="STARTING") from None
+
+    def stopping(self) -> Unavailable:
+        """Returns what is raised when the server goes before an answer has come to its end."""
+        return Unavailable("this server is stopping; ask the next one", reason="STOPPING")
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Runs something beside the calls, as this service and for the tenant of the present call."""

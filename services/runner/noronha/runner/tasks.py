@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from noronha.chassis import principals
 from noronha.rpc import names
-from noronha.rpc.errors import FailedPrecondition, NotFound, Unavailable
+from noronha.rpc.errors import FailedPrecondition, NotFound
 from noronha.runner.ownership import Owner, acting
 from noronha.runner.replicas import Serving
 from noronha.runner.sessions import Session, task_ended
 from noronha.runner.trainings import ENDED, Running, Trainings
 from noronha.v1 import metadata_pb2, tasks_pb2
-
-PATIENCE = 20.0
-"""Seconds that a task's call waits for a mesh that has just come back and still looks for what runs."""
 
 
 class Tasks:
@@ -27,13 +23,7 @@ class Tasks:
 
     async def _session(self) -> Session:
         """Returns the calling task's session. Raises FailedPrecondition ``TASK_ENDED``, Unavailable ``STARTING``."""
-        if not self._owner.adopted.is_set():
-            try:
-                await asyncio.wait_for(self._owner.adopted.wait(), PATIENCE)
-            except asyncio.TimeoutError:
-                raise Unavailable(
-                    "the mesh is still looking for what ran before it started; try again", reason="STARTING"
-                ) from None
+        await self._owner.wait_until_adopted()
         caller = principals.current()
         session = self._owner.sessions.get((caller.tenant, caller.subject))
         if session is None:

@@ -277,7 +277,7 @@ class Trainings:
         executed: File | None = None,
     ) -> None:
         """Writes down how a training ended; once."""
-        if running.concluding is None:
+        if running.concluding is None or (running.concluding.done() and not running.over.is_set()):
             work = self._conclusion(running, state, error, executed)
             running.concluding = self._owner.spawn(work, f"end of {running.name}")
         await asyncio.shield(running.concluding)
@@ -384,9 +384,10 @@ class Trainings:
 
     async def outcome(self, running: Running, request: tasks_pb2.ReportOutcomeRequest) -> None:
         """Takes the task's own report of how it ended; the first one stands."""
-        if running.over.is_set() or running.concluding is not None:
-            if running.concluding is not None:
-                await asyncio.shield(running.concluding)
+        if running.over.is_set():
+            return
+        if running.concluding is not None and not running.concluding.done():
+            await asyncio.shield(running.concluding)
             return
         executed = await self._sealed(request) if request.upload else None
         training = running.training
@@ -544,8 +545,10 @@ class Trainings:
     # ---------------------------------------------------------------------------------------------------- logs
 
     async def tail(self, name: str, position: str, lines: int, follow: bool) -> AsyncIterator[logs.Piece]:
-        """Yields a training's log."""
+        """Yields a training's log. Raises Unavailable ``STOPPING`` when the server goes before the work has ended."""
         training = await self._get(name)
+        if follow and training.status.state not in ENDED:
+            await self._owner.wait_until_adopted()
         tenant = principals.current().tenant
         text = self._owner.logs.open(workloads.training_id(training, tenant))
         event = asyncio.Event()
@@ -565,6 +568,8 @@ class Trainings:
         )
         async for piece in pieces:
             yield piece
+        if follow and not ended():
+            raise self._owner.stopping()
 
 
 async def _nobody(deployment: str, version: str) -> str:

@@ -192,8 +192,11 @@ class RecordsSuite:
             with pytest.raises(Conflict):
                 await write(records, put("projects/x"), conditions=(guarded,))
         for free in (
-            Unreferenced(version.name, strengths=(Strength.CLEARED,)), Unreferenced(version.name, 1),
-            Unreferenced("models/m/datasets/d"), Unreferenced("models/o/")):
+            Unreferenced(version.name, strengths=(Strength.CLEARED,)),
+            Unreferenced(version.name, 1),
+            Unreferenced("models/m/datasets/d"),
+            Unreferenced("models/o/"),
+        ):
             await write(records, put("projects/x"), conditions=(free,))
         found = await records.mentions("t", "models/m/")
         assert [(each.source.name, each.reference) for each in found] == [
@@ -562,7 +565,7 @@ class TestSqlite(RecordsSuite):
     async def test_a_full_disk_refuses_and_recovers(self, tmp_path: Any) -> None:
         records = SqliteRecords(tmp_path / "full.sqlite")
         await write(records, put("projects/kept"))
-        connection = records._writer_connection
+        connection = records.commits.connection
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages + 2}")
         with pytest.raises(ResourceExhausted) as caught:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from noronha.metadata.backends import sqlite_filters
+from noronha.metadata.backends.sqlite import filters as sqlite_filters
 from noronha.metadata.filters import MAX_BYTES, MAX_TESTS, MAX_VALUES, matcher, parse
 from noronha.metadata.patterns import MAX_PATTERN, BadPattern, Pattern
 from noronha.rpc.errors import InvalidArgument

@@ -579,6 +579,20 @@ class TestSqlite(RecordsSuite):
         assert position == record.version + 1
         await records.close()
 
+    async def test_who_locks_the_file_is_waited_for(self, tmp_path: Any, records: Records) -> None:
+        import sqlite3
+
+        other = sqlite3.connect(tmp_path / "records.sqlite", isolation_level=None)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            writing = asyncio.create_task(write(records, put("projects/a")))
+            assert await records.get("t", "projects/a") is None, "readers go on"
+            other.execute("COMMIT")
+            await asyncio.wait_for(writing, 20)
+        finally:
+            other.close()
+        assert await records.get("t", "projects/a") is not None
+
     def test_nothing_acknowledged_is_lost_to_kill_9(self, tmp_path: Any) -> None:
         path = tmp_path / "killed.sqlite"
         process = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True)

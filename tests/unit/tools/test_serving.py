@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from noronha.rpc.errors import NotFound
-from noronha.tools import gunicorn_server
+from noronha.tools import gunicorn_server, serving
 from noronha.tools.channel import Listener
 from noronha.tools.errors import NhaDataError, ServingError
 from noronha.tools.kernel import Kernel, RuntimeFolder
@@ -106,6 +106,17 @@ def test_health_turns_after_an_error_of_the_server_and_recovers():
     behaviour[0] = lambda body: 2
     request(server, "/predict")
     assert health()[0] == 200
+
+
+def test_health_recovers_although_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(serving, "RECOVERY", 0.2)
+    server = OnlinePredict(raising(ServingError("broken")))
+    request(server, "/predict")
+    assert request(server, "/health", method="GET")[0] == 503
+    deadline = time.monotonic() + 30
+    while request(server, "/health", method="GET")[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_other_paths_and_methods_are_refused():

@@ -11,6 +11,7 @@ import abc
 import inspect
 import mmap
 import os
+import struct
 import threading
 import time
 from collections import OrderedDict
@@ -41,6 +42,13 @@ _STATUS = ((InvalidArgument, BAD_REQUEST), (NotFound, MISSING), (Unavailable, UN
 """What errors of ours are answered with, other than 500: the request's fault, or not for long."""
 
 
+RECOVERY = 10.0
+"""Seconds after an error of the server for which /health stays red unless an answer succeeds before.
+
+Nothing is sent to a replica that is red, so it could never show that it is well again if only an answer could.
+"""
+
+
 class Shared:
     """A few bytes that all workers of a replica see: whether it is well, and a stamp of the versions in its folder."""
 
@@ -49,12 +57,13 @@ class Shared:
 
     @property
     def well(self) -> bool:
-        """Whether the last answer was none of a broken server."""
-        return self._bytes[0] == 0
+        """Whether no answer of a broken server was given lately, or a good one since."""
+        (until,) = struct.unpack("d", self._bytes[:8])
+        return time.monotonic() >= float(until)
 
     @well.setter
     def well(self, value: bool) -> None:
-        self._bytes[0] = 0 if value else 1
+        self._bytes[:8] = struct.pack("d", 0.0 if value else time.monotonic() + RECOVERY)
 
     @property
     def stamp(self) -> bytes:
@@ -75,7 +84,8 @@ class ModelServer(abc.ABC):
 
     POST /predict answers 200, 400 for NhaDataError, 404 for a version that does not exist, 500 for other errors of
     Noronha's, 501 for any other exception.
-    GET /health answers 200, and 503 after a 500 until an answer succeeds again.
+    GET /health answers 200, and 503 after a 500 until an answer succeeds again or
+    `RECOVERY` has passed.
     """
 
     def __init__(

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from noronha.rpc.errors import NotFound
-from noronha.tools import gunicorn_server, serving
+from noronha.tools import gunicorn_server
+from noronha.tools import serving as serving_module
 from noronha.tools.channel import Listener
 from noronha.tools.errors import NhaDataError, ServingError
 from noronha.tools.kernel import Kernel, RuntimeFolder
@@ -109,7 +110,7 @@ def test_health_turns_after_an_error_of_the_server_and_recovers():
 
 
 def test_health_recovers_although_nothing_is_asked(monkeypatch):
-    monkeypatch.setattr(serving, "RECOVERY", 0.2)
+    monkeypatch.setattr(serving_module, "RECOVERY", 0.2)
     server = OnlinePredict(raising(ServingError("broken")))
     request(server, "/predict")
     assert request(server, "/health", method="GET")[0] == 503

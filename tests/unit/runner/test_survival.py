@@ -261,6 +261,17 @@ def test_a_mesh_that_stops_leaves_its_tasks_and_ends_those_who_follow(own: TestM
     assert own.ended(made.name).status.state == State.SUCCEEDED
 
 
+def test_without_a_proxy_a_deployment_says_so_and_can_be_deleted(own: TestMesh) -> None:
+    own.stop()
+    own.start("metadata", "store", "runner")
+    own.deploy(predicting("one"))
+    stands = own.stands(NAME, "DEGRADED")
+    assert stands.status.reason == "PEER_UNKNOWN"
+    assert (stands.status.ready_replicas, stands.status.availability) == (1, 1.0)
+    own.runner.DeleteDeployment(runner_pb2.DeleteDeploymentRequest(name=NAME), timeout=30)
+    own.nothing_remains()
+
+
 def test_stopping_with_tasks_ends_everything(own: TestMesh) -> None:
     made = own.train(notebook("print('begun', flush=True)", "import time; time.sleep(600)"))
     own.logged(made.name, b"begun")

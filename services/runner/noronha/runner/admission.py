@@ -61,9 +61,7 @@ class Admission:
         self._peers = peers
         self._allowed_mounts = [os.path.realpath(os.path.expanduser(each)) for each in allowed_mounts]
 
-    async def training(
-        self, parent: str, asked: training_pb2.Training
-    ) -> tuple[training_pb2.Training, Inputs, build_pb2.Build]:
+    async def training(self, parent: str, asked: training_pb2.Training) -> tuple[training_pb2.Training, Inputs]:
         """Returns a training as it is to be recorded, without its name; see ``Runner.CreateTraining``."""
         project = await self._project(parent)
         if asked.HasField("timeout") and asked.timeout.ToMilliseconds() <= 0:
@@ -92,7 +90,7 @@ class Admission:
         made.build_snapshot.CopyFrom(_without_files(build))
         made.datasets.extend(f"{each.name}@{each.revision}" for each in datasets)
         made.pretrained.extend(f"{each.name}@{each.revision}" for each in versions)
-        return made, Inputs(project, datasets, versions), build
+        return made, Inputs(project, datasets, versions)
 
     async def spec(
         self, parent: str, asked: deployment_pb2.DeploymentSpec

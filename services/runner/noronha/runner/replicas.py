@@ -18,6 +18,7 @@ from noronha.rpc.errors import (
     FailedPrecondition,
     NoronhaError,
     NotFound,
+    Unavailable,
     to_status,
 )
 from noronha.runner import logs, probes, rollout, sessions, workloads
@@ -41,6 +42,9 @@ ROUTES = 10.0
 
 KEPT = 5
 """Replicas of a deployment that have ended and whose records and logs are kept, for those who ask why."""
+
+PROXY_PATIENCE = 5.0
+"""Seconds without a proxy after which a deployment that wants no replicas stops them although they may be routed."""
 
 HEALTH_TIMEOUT = 3.0
 UPDATE_TIMEOUT = 60.0
@@ -94,6 +98,7 @@ class Controller:
         self._routed: tuple[frozenset[str], frozenset[str]] | None = None
         self._routing_error: status_pb2.Status | None = None
         self._port_error = ""
+        self._unrouted_since = 0.0
 
     # ----------------------------------------------------------------------------------------------- from outside
 
@@ -209,6 +214,7 @@ class Controller:
                 timeout=ROUTES + 5,
             )
             self._routing_error = None
+            self._unrouted_since = 0.0
             self._port_error = answer.port_error
             self._routed = (present, absent)
             for each in list(self.serving.values()):
@@ -217,6 +223,12 @@ class Controller:
         except NoronhaError as error:
             log.info("the routes of %s are not confirmed: %s", self.name, error)
             self._routing_error = to_status(error)
+            self._unrouted_since = self._unrouted_since or time.monotonic()
+            late = time.monotonic() - self._unrouted_since > PROXY_PATIENCE
+            no_proxy = error.reason == "PROXY_DOWN" or isinstance(error, Unavailable)
+            if late and no_proxy and not wanted_replicas(self.deployment):
+                for each in list(self.serving.values()):
+                    self._stop(each)
             await asyncio.sleep(1.0)
         finally:
             self._routing = None

@@ -73,7 +73,7 @@ class Trainings:
         check_request_id(request.request_id)
         if request.training_id:
             names.check_id(request.training_id, "training_id")
-        made, inputs, _ = await self._owner.admission.training(request.parent, request.training)
+        made, inputs = await self._owner.admission.training(request.parent, request.training)
         made.status.state = TaskStatus.PENDING
         made.status.update_time.CopyFrom(sessions.now())
         await self._owner.platform.check(workloads.of_training(made, id="check"))

@@ -239,7 +239,7 @@ class Processes:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         binds: list[list[object]] = [[str(folder / name), f"/{name}", False, True] for name in FOLDERS]
         binds += [[os.path.realpath(each.source), each.target, each.read_only, False] for each in workload.mounts]
-        targets = tuple(f"{bind[1]}/" for bind in binds)
+        targets = tuple(f"{os.path.realpath(str(bind[1]))}/" for bind in binds)
         limits = workload.resources.limits
         return {
             "id": workload.id,
@@ -399,4 +399,7 @@ def _remove_tree(folder: Path) -> None:
             os.chmod(path, 0o700)
             function(path)
 
-    shutil.rmtree(folder, onerror=again)
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=again)
+    else:
+        shutil.rmtree(folder, onerror=again)

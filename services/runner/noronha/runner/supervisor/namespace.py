@@ -116,11 +116,11 @@ class _View:
     def build(self) -> None:
         self._fill("/", leave=OLD)
         for bind in sorted(self._binds, key=lambda each: each.target.count("/")):
-            self._bind(bind)
+            target = self._bind(bind)
             if bind.own:
-                self._made.add(bind.target)
+                self._made.add(target)
             for path in self._keep:
-                inside = path.startswith(bind.target.rstrip("/") + "/")
+                inside = path.startswith(target.rstrip("/") + "/")
                 # A path below one that is kept already came with it.
                 if inside and not any(path.startswith(f"{other}/") for other in self._keep):
                     self._bind(Bind(path, path))
@@ -144,7 +144,7 @@ class _View:
                 _point(place, os.path.isdir(source))
                 _mount(source, place, None, _MS_BIND | _MS_REC)
 
-    def _bind(self, bind: Bind) -> None:
+    def _bind(self, bind: Bind) -> str:
         target = os.path.realpath(bind.target)
         source = OLD + bind.source
         if not os.path.lexists(target):
@@ -152,6 +152,7 @@ class _View:
         _mount(source, target, None, _MS_BIND | _MS_REC)
         if bind.read_only:
             _make_read_only(target)
+        return target
 
     def _provide(self, target: str, folder: bool) -> None:
         """Makes a mount point without touching the host."""

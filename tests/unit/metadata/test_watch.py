@@ -198,6 +198,18 @@ async def test_the_watch_of_one_task_ends_with_it(mesh: Any) -> None:
         await asyncio.wait_for(follower.task, 20)
 
 
+async def test_a_task_that_ended_while_nobody_looked_is_told_before_its_watch_ends(mesh: Any) -> None:
+    await mesh.project()
+    await mesh.training()
+    async with Follower(mesh.owner, T) as follower:
+        bookmark = await follower.until("bookmark")
+    ended = task_status_pb2.TaskStatus(state=task_status_pb2.TaskStatus.FAILED)
+    await mesh.service.change("training", training_pb2.Training(name=T, status=ended))
+    async with Follower(mesh.owner, T, resume_token=bookmark.resume_token) as follower:
+        await asyncio.wait_for(follower.task, 20)
+        assert follower.steps[-1].changed.training.status.state == task_status_pb2.TaskStatus.FAILED
+
+
 async def test_nobody_sees_another_tenant_or_anothers_chest(mesh: Any) -> None:
     other = mesh.caller(Principal(Kind.USER, "other", tenant="another"))
     neighbour = mesh.caller(Principal(Kind.USER, "neighbour"))

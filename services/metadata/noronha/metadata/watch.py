@@ -113,9 +113,8 @@ class Watch:
             async for record in self._present():
                 yield metadata_pb2.WatchResponse(changed=self._wrapped(record))
         yield self._bookmark(position)
-        if await self._has_ended():
-            return
-        async with contextlib.aclosing(self._changes(position)) as steps:
+        over = await self._has_ended()
+        async with contextlib.aclosing(self._changes(position, over)) as steps:
             async for step in steps:
                 yield step
 
@@ -188,7 +187,9 @@ class Watch:
             bookmark=metadata_pb2.WatchResponse.Bookmark(), resume_token=_token(self._catalog, position)
         )
 
-    async def _changes(self, position: int) -> AsyncGenerator[Any, None]:
+    async def _changes(self, position: int, over: bool) -> AsyncGenerator[Any, None]:
+        """Yields what changes after a position. When the one task that is watched is ``over``, what the journal already
+        holds is told still: the end itself may be in it."""
         records = self._catalog.records
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -203,6 +204,8 @@ class Watch:
                     if time.monotonic() - self._bookmarked >= BOOKMARK_SECONDS:
                         yield self._bookmark(position)
                     continue
+                if over:
+                    return
                 left = self._bookmarked + BOOKMARK_SECONDS - time.monotonic()
                 if left <= 0:
                     yield self._bookmark(position)

@@ -95,7 +95,7 @@ class Commits:
         self._waiting.append(_Job(work, future, weight))
         if not self._running:
             self._running = True
-            loop.call_soon(self._next)  # so that whoever else is ready comes along
+            self._next()
         return future
 
     def _next(self) -> None:

@@ -201,3 +201,32 @@ def newcomer() -> Iterator[User]:
 def free() -> Callable[[], int]:
     """Returns free ports."""
     return free_port
+
+
+def _notebook(path: Path, *cells: str) -> None:
+    """Writes a notebook; the first cell is tagged ``parameters``."""
+    content = [
+        {
+            "cell_type": "code", "id": f"c{number}", "metadata": {"tags": ["parameters"]} if number == 0 else {},
+            "source": source, "outputs": [], "execution_count": None,
+        }
+        for number, source in enumerate(cells)
+    ]  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"cells": content, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    )
+
+
+@pytest.fixture(scope="session")
+def make_project() -> Callable[..., Path]:
+    """Writes the folder of a small project, with notebooks from their cells, and returns it."""
+
+    def make(folder: Path, notebooks: dict[str, tuple[str, ...]], dockerfile: str = "ADD . ${APP_HOME}") -> Path:
+        for name, cells in notebooks.items():
+            _notebook(folder / "notebooks" / f"{name}.ipynb", *cells)
+        (folder / "Dockerfile").write_text(f"FROM noronhadataops/noronha:latest\n{dockerfile}\n")
+        return folder
+
+    return make

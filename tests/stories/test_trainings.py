@@ -8,26 +8,9 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-def _notebook(path: Path, *cells: str) -> None:
-    """Writes a notebook; the first cell is tagged ``parameters``."""
-    content = [
-        {
-            "cell_type": "code", "id": f"c{number}", "metadata": {"tags": ["parameters"]} if number == 0 else {},
-            "source": source, "outputs": [], "execution_count": None,
-        }
-        for number, source in enumerate(cells)
-    ]  # fmt: skip
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    path.write_text(
-        json.dumps({"cells": content, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
-    )
-
 
 NOTEBOOKS = {
     "fine": ("value = None", "print('value is', repr(value))"),
@@ -43,16 +26,9 @@ NOTEBOOKS = {
 
 
 @pytest.fixture(scope="module")
-def trainer(user: Any) -> Iterator[Any]:
+def trainer(user: Any, make_project: Any) -> Iterator[Any]:
     """A user in the folder of a built project."""
-    folder = user.cwd / "project"
-    (folder / "notebooks").mkdir(parents=True)
-    for name, cells in NOTEBOOKS.items():
-        _notebook(folder / "notebooks" / f"{name}.ipynb", *cells)
-    (folder / "Dockerfile").write_text(
-        "FROM noronhadataops/noronha:latest\nRUN apt-get install -y x\nADD . ${APP_HOME}\n"
-    )
-    user.cwd = folder
+    user.cwd = make_project(user.cwd / "project", NOTEBOOKS, "RUN apt-get install -y x\nADD . ${APP_HOME}")
     user.nha("proj", "new", "--name", "p", "--home-dir", ".")
     built = user.run("-s", "proj", "build", check=True)
     assert "not applied" in built.stderr and "notices:" in built.stdout

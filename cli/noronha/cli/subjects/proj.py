@@ -210,7 +210,7 @@ def build(
     pre_built: bool,
 ) -> None:
     """Build the project: make its source runnable under a tag."""
-    from noronha.cli import documents, live
+    from noronha.cli import documents, live, publishing
     from noronha.client import builds
     from noronha.client.references import to_key
 
@@ -223,7 +223,10 @@ def build(
         made = builds.pre_built(target.mesh, project, tag)
     else:
         folder = builds.home_of(project) if from_home else Path.cwd()
-        made = builds.from_folder(target.mesh, project, tag, folder, no_cache=no_cache, notice=target.voice.info)
+        with publishing.progress(target) as progress:
+            made = builds.from_folder(
+                target.mesh, project, tag, folder, no_cache=no_cache, notice=target.voice.info, progress=progress
+            )
     key = to_key(made.name)
 
     def describe(found: Any) -> tuple[str, float | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 
+from noronha.builder.attempts import Attempts
 from noronha.builder.backend import SCHEMES, Backend
 from noronha.builder.builds import Builds
 from noronha.builder.logs import Logs
@@ -48,14 +49,16 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
     folder = context.state_dir("builder")
     backend: Backend = kind(context.root)
     await backend.open()
-    builds = Builds(context, backend, Logs(folder / "logs"))
-    await builds.open()
+    logs = Logs(folder / "logs")
+    attempts = Attempts(context, backend, logs)
+    await attempts.open()
+    builds = Builds(context, backend, logs, attempts)
     rpc.add_BuilderServicer_to_server(BuilderServicer(builds), server)
-    context.background(builds.reconcile, "builder's look for orphans")
-    context.busy_while(builds.busy)
-    context.stop_with_tasks(builds.stop)
+    context.background(attempts.reconcile, "builder's look for orphans")
+    context.busy_while(attempts.busy)
+    context.stop_with_tasks(attempts.stop)
     try:
         yield ["noronha.v1.Builder"]
     finally:
-        await builds.close()
+        await attempts.close()
         await backend.close()

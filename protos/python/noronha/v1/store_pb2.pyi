@@ -337,7 +337,7 @@ class SealUploadRequest(google.protobuf.message.Message):
     upload: builtins.str
     """Identity of the upload."""
     subject: builtins.str
-    """Subject of the principal that publishes; must be the one that opened the upload."""
+    """Identity of the principal that publishes, its kind and subject as in `user:ana`; must be the one that opened the upload."""
     tenant: builtins.str
     """Tenant of that principal."""
     @property

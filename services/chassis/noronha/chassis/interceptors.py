@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import os
 import time
@@ -15,13 +14,13 @@ import grpc
 import grpc.aio
 
 from noronha.chassis import principals
+from noronha.chassis.call_log import CallLog
 from noronha.chassis.principals import ANONYMOUS, TENANT_HEADER, Kind, Principal, Tokens
 from noronha.rpc.errors import DETAILS_KEY, Internal, NoronhaError, Unauthenticated, to_status
 
 REQUEST_HEADER = "x-request-id"
 """Header that carries the id under which a call and what it caused are logged."""
 
-calls = logging.getLogger("noronha.calls")
 log = logging.getLogger("noronha")
 
 _REMEMBERED = 30.0
@@ -47,10 +46,14 @@ class Activity:
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """The one interceptor of every server.
 
-    ``owner`` is the principal of a call without a token on a Unix socket; None where sockets are not trusted.
+    ``owner`` is the principal of a call without a token on a Unix socket; None where sockets are not trusted. ``calls``
+    takes a line for each call; None takes none.
     """
 
-    def __init__(self, tokens: Tokens, owner: Principal | None, activity: Activity) -> None:
+    def __init__(
+        self, tokens: Tokens, owner: Principal | None, activity: Activity, calls: CallLog | None = None
+    ) -> None:
+        self._calls = calls
         self._tokens = tokens
         self._owner = owner
         self._activity = activity
@@ -129,7 +132,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 code = await self._abort(method, context, error)
             finally:
                 self._leave(counted)
-                _log(method, principal, code, began)
+                self._note(method, principal, code, began)
 
         return guard
 
@@ -161,7 +164,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 code = await self._abort(method, context, error)
             finally:
                 self._leave(counted)
-                _log(method, principal, code, began)
+                self._note(method, principal, code, began)
 
         return guard
 
@@ -176,6 +179,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if counted:
             self._activity.open -= 1
             self._activity.last = time.monotonic()
+
+    def _note(self, method: str, principal: Principal, code: int, began: float) -> None:
+        if self._calls is not None:
+            took = (time.perf_counter() - began) * 1000
+            self._calls.write(time.time(), current_request(), method, principal.identity, _STATUS[code].name, took)
 
     async def _abort(self, method: str, context: Any, error: Exception) -> int:
         if not isinstance(error, NoronhaError):
@@ -192,13 +200,3 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except grpc.aio.AbortError:
             return error.code
         return error.code
-
-
-def _log(method: str, principal: Principal, code: int, began: float) -> None:
-    if not calls.isEnabledFor(logging.INFO):
-        return
-    calls.info(
-        '{"time":%.3f,"request":"%s","method":"%s","principal":%s,"code":"%s","milliseconds":%.2f}',
-        time.time(), current_request(), method, json.dumps(principal.identity), _STATUS[code].name,
-        (time.perf_counter() - began) * 1000,
-    )  # fmt: skip

@@ -22,6 +22,7 @@ from typing import Any
 import grpc.aio
 
 from noronha.chassis import mesh, principals
+from noronha.chassis.call_log import CallLog
 from noronha.chassis.interceptors import Activity, Guard
 from noronha.chassis.mount import Context, ServiceState, make_private, state_error
 from noronha.chassis.peers import Peers
@@ -108,28 +109,27 @@ def _owner_token(root: Path, tokens: Tokens, owner: Principal) -> None:
     partial.replace(root / "owner.token")
 
 
-def configure_logging(settings: Settings, root: Path, name: str) -> None:
-    """Sends the mesh's log to ``<state>/logs/<name>.log``: a line of JSON for each call, plain lines for the rest."""
+def configure_logging(settings: Settings, root: Path, name: str) -> CallLog | None:
+    """Sends the mesh's log to ``<state>/logs/<name>.log`` and returns the log of calls beside it.
+
+    ``mesh.log_level`` above INFO keeps no log of calls.
+    """
     folder = root / "logs"
     make_private(folder)
     handler = logging.handlers.RotatingFileHandler(
         folder / f"{name}.log", maxBytes=settings.mesh.log_max_bytes, backupCount=1, encoding="utf-8", delay=False
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    plain = logging.handlers.RotatingFileHandler(
-        folder / f"{name}-calls.log", maxBytes=settings.mesh.log_max_bytes, backupCount=1, encoding="utf-8", delay=False
-    )
-    plain.setFormatter(logging.Formatter("%(message)s"))
     level = logging.getLevelName(settings.mesh.log_level.upper().replace("WARNING", "WARN"))
     log.setLevel(level if isinstance(level, int) else logging.INFO)
     log.handlers[:] = [handler]
     log.propagate = False
-    calls = logging.getLogger("noronha.calls")
-    calls.handlers[:] = [plain]
-    calls.propagate = False
     logging.getLogger().handlers[:] = [handler]
     # A full disk must not turn every log line into a traceback on standard error.
     logging.raiseExceptions = False
+    if not log.isEnabledFor(logging.INFO):
+        return None
+    return CallLog(folder / f"{name}-calls.log", settings.mesh.log_max_bytes)
 
 
 async def serve(options: Options) -> None:
@@ -159,14 +159,16 @@ async def serve(options: Options) -> None:
             for name in options.services:
                 make_private(root / name)
                 stack.enter_context(_locked(root / name / "lock", name))
-            configure_logging(settings, root, "mesh" if len(options.services) > 1 else options.services[0])
+            calls = configure_logging(settings, root, "mesh" if len(options.services) > 1 else options.services[0])
+            if calls is not None:
+                stack.callback(calls.close)
             tokens = Tokens(principals.load_key(root))
             owner = Principal(Kind.OWNER, _user())
             _owner_token(root, tokens, owner)
             identity = _identity(root)
         except OSError as error:
             raise state_error(root, error) from error
-        await _run(options, stack, listen, embedded, tokens, owner, identity)
+        await _run(options, stack, listen, embedded, tokens, owner, identity, calls)
 
 
 def _user() -> str:
@@ -186,6 +188,7 @@ async def _run(
     tokens: Tokens,
     owner: Principal,
     identity: str,
+    calls: CallLog | None,
 ) -> None:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
@@ -194,7 +197,7 @@ async def _run(
     activity = Activity()
     on_socket = listen.startswith("unix:")
     server = grpc.aio.server(
-        interceptors=[Guard(tokens, owner if on_socket else None, activity)],
+        interceptors=[Guard(tokens, owner if on_socket else None, activity, calls)],
         options=[("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)],
     )
     try:

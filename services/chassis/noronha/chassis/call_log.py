@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class CallLog:
-    """Appends lines to a file and puts it aside as ``<name>.1`` when it has reached ``max_bytes``. Any thread may write.
+    """Appends lines to a file, put aside as ``<name>.1`` when it has reached ``max_bytes``. Any thread may write.
 
     A disk that is full loses lines, never calls.
     """

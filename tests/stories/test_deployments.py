@@ -114,3 +114,13 @@ def test_predictions_go_on_while_the_mesh_is_down(deployer: Any) -> None:
     assert _ask(deployer, "steady") == 7
     assert deployer.json("depl", "info", "--name", "steady")["availability"] == "100%"
     assert _ask(deployer, "steady") == 7
+
+
+def test_what_a_stopped_mesh_has_left_running_can_still_be_stopped(deployer: Any) -> None:
+    if deployer.target != "embedded":
+        pytest.skip("the embedded mesh alone is started by the command")
+    assert _deploy(deployer, "left", 3).returncode == 0
+    deployer.nha("mesh", "down")
+    assert _ask(deployer, "left") == 3
+    deployer.nha("mesh", "down", "--stop-tasks")
+    assert deployer.left_behind() == {}

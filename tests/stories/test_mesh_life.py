@@ -28,7 +28,7 @@ def test_the_first_command_starts_it_and_the_next_finds_it(newcomer: Any) -> Non
     first = newcomer.json("mesh", "status")
     assert [each["name"] for each in first["services"]] == ["metadata", "store", "builder", "runner", "router"]
     newcomer.nha("model", "new", "--name", "kept")
-    assert newcomer.json("mesh", "up")["process"] == first["process"]
+    assert newcomer.json("mesh", "up")["process"] == newcomer.json("get-me-started")["process"] == first["process"]
     assert newcomer.nha("mesh", "down") == f"Stopped the mesh, process {first['process']}\n"
     assert newcomer.nha("mesh", "down") == "No mesh runs\n"
     assert newcomer.run("mesh", "status").returncode == 7

@@ -94,6 +94,11 @@ def version(target: Target) -> None:
 def get_me_started(target: Target) -> None:
     """Get everything ready that a first project needs."""
     info = target.mesh.info()
+    if target.output != "text":
+        from noronha.cli.subjects import mesh
+
+        mesh.show(target, info)
+        return
     for service in info.services:
         backend = f" ({service.backend})" if service.backend else ""
         click.echo(f"{service.name}{backend}: {'ready' if service.serving else service.problem}")

@@ -93,7 +93,7 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
         (("model", "new"), "--name"),
         (("model", "new", "--name", "m", "--model-file", "{"), "not JSON"),
         (("model", "new", "--name", "m", "--model-file", '{"name": "a", "size": 1}'), "size"),
-        (("model", "new", "--name", "m", "--model-file", '{"name": "a", "max_mb": "1"}'), "max_mb"),
+        (("model", "new", "--name", "m", "--model-file", '{"name": "a", "max_mb": "1"}'), 'max_mb must be a whole number, not "1"'),
         (("model", "new", "--name", "m", "--model-file", '{"max_mb": 1}'), "name"),
         (("train", "new", "--nb", "n", "--params", "[1]"), "not a JSON object"),
         (("train", "new", "--nb", "n", "--params", '{"a": NaN}'), "NaN"),

@@ -167,7 +167,7 @@ def new(
         target.voice.warn(f"Deployment is anonymous. Using random name: {last_id(made.name)}")
     made = _await(target, made, key)
     if made.status.port_error:
-        target.voice.warn(f"port {made.port} does not listen: {made.status.port_error}")
+        target.voice.warn(made.status.port_error)
     _tell(target, made, owner)
     output.show(documents.deployment(made), key, target.output, pretty=target.pretty)
 

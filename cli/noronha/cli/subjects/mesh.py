@@ -44,7 +44,7 @@ def _document(info: mesh_pb2.MeshInfo, address: str) -> dict[str, Any]:
     }
 
 
-def _show(target: Target, info: mesh_pb2.MeshInfo) -> None:
+def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
     output.show(_document(info, target.mesh.address), info.mesh_id, target.output, pretty=target.pretty)
 
 
@@ -61,7 +61,7 @@ def up(target: Target, config: Path | None) -> None:
     if not target.configuration.client.mesh.address:
         chosen = target.configuration if config is None else configuration.load(mesh_file=config.absolute())
         mesh.start_mesh(chosen, notice=target.voice.warn, config_file=config)
-    _show(target, target.mesh.info())
+    show(target, target.mesh.info())
 
 
 @subject.command()
@@ -70,12 +70,15 @@ def up(target: Target, config: Path | None) -> None:
 def down(target: Target, stop_tasks: bool) -> None:
     """Stop the mesh.
 
-    Trainings and deployments go on unless --stop-tasks is given; the next command finds them again.
+    Trainings and deployments go on unless --stop-tasks is given; the next command finds them again. With
+    --stop-tasks they are stopped also when the mesh itself is down already.
     """
     from noronha.client.mesh import stop_mesh
     from noronha.rpc.errors import Unavailable
 
-    target.may_start = False
+    # What an embedded mesh has left running only the next one finds, so one is started to stop it.
+    embedded = not target.configuration.client.mesh.address
+    target.may_start = stop_tasks and embedded and (target.configuration.mesh.state_dir / "mesh_id").exists()
     try:
         stopped = stop_mesh(target.mesh, stop_tasks=stop_tasks)
     except Unavailable as error:
@@ -98,7 +101,7 @@ def _say_down(target: Target, line: str) -> None:
 def status(target: Target) -> None:
     """Say what runs and how each service stands. Starts nothing; exits with 7 when no mesh runs."""
     target.may_start = False
-    _show(target, target.mesh.info())
+    show(target, target.mesh.info())
 
 
 @subject.command()

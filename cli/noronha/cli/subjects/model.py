@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -38,10 +38,14 @@ def file_spec(text: str, option: str) -> model_pb2.FileSpec:
     unknown = [key for key in given if key not in FILE_KEYS]
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(FILE_KEYS)}", param_hint=option)
-    kinds: dict[str, Any] = {"name": str, "desc": str, "required": bool, "max_mb": int}
+    kinds: dict[str, tuple[type, str]] = {
+        "name": (str, "a text"), "desc": (str, "a text"), "required": (bool, "true or false"),
+        "max_mb": (int, "a whole number"),
+    }  # fmt: skip
     for key, value in given.items():
-        if value is not None and type(value) is not kinds[key]:
-            raise click.BadParameter(f"{key} must be a {kinds[key].__name__}, not {value!r}", param_hint=option)
+        kind, words = kinds[key]
+        if value is not None and type(value) is not kind:
+            raise click.BadParameter(f"{key} must be {words}, not {json.dumps(value)}", param_hint=option)
     if not given.get("name"):
         raise click.BadParameter("a file needs a name", param_hint=option)
     try:

@@ -62,7 +62,8 @@ def generate(output: Path, descriptors: Path | None = None) -> None:
     )
     command = [
         str(python), "-m", "grpc_tools.protoc", "-I", str(ROOT / "protos"), "-I", include,
-        f"--python_out={output}", f"--grpc_python_out={output}", f"--mypy_out=quiet:{output}", f"--mypy_grpc_out=quiet:{output}",
+        f"--python_out={output}", f"--grpc_python_out={output}", f"--mypy_out=quiet:{output}",
+        f"--mypy_grpc_out=quiet:{output}",
     ]  # fmt: skip
     if descriptors is not None:
         command += ["--include_imports", "--include_source_info", f"--descriptor_set_out={descriptors}"]

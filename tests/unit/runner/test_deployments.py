@@ -112,7 +112,7 @@ def test_from_a_notebook_to_a_prediction_and_away(mesh: TestMesh) -> None:
     (replica,) = mesh.replicas(NAME)
     assert replica.host == "127.0.0.1" and replica.port and replica.workload
     mesh.runner.DeleteDeployment(runner_pb2.DeleteDeploymentRequest(name=NAME), timeout=60)
-    assert predict(mesh)[0] == 404
+    eventually("the route is gone", lambda: predict(mesh)[0] == 404)
     with pytest.raises(NotFound):
         mesh.deployment(NAME)
     mesh.nothing_remains()

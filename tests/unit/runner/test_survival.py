@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from noronha.rpc.dial import new_request_id
-from noronha.rpc.errors import NoronhaError, Unavailable
+from noronha.rpc.errors import AlreadyExists, NoronhaError, Unavailable
 from noronha.runner.backend import PYTHON, Workload
 from noronha.runner.backends.process import Processes
 from noronha.v1 import deployment_pb2, mesh_pb2, metadata_pb2, runner_pb2, task_status_pb2, training_pb2
@@ -285,3 +286,37 @@ def test_stopping_with_tasks_ends_everything(own: TestMesh) -> None:
     assert own.training(made.name).status.state == State.CANCELLED
     eventually("another replica serves", lambda: Replica.READY in {each.state for each in own.replicas(NAME)})
     own.stands(NAME, "READY")
+
+
+@pytest.mark.parametrize("seed", [41, 42, 43])
+def test_a_named_training_asked_for_again_at_once(own: TestMesh, seed: int) -> None:
+    print("seed", seed)
+    chance = random.Random(seed)
+    training = training_pb2.Training(build=own.build(train=notebook("print('ran')")), notebook="train")
+    request = runner_pb2.CreateTrainingRequest(
+        parent="projects/p", training_id="named", training=training, request_id=new_request_id()
+    )
+
+    def ask() -> None:
+        with contextlib.suppress(NoronhaError):
+            own.runner.CreateTraining(request, timeout=5)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(chance.random() * 0.05)
+    own.kill()
+    asking.join()
+    own.start()
+    repeats = [threading.Thread(target=ask) for _ in range(5)]
+    for each in repeats:
+        each.start()
+    for each in repeats:
+        each.join()
+    with pytest.raises(AlreadyExists):
+        other = runner_pb2.CreateTrainingRequest()
+        other.CopyFrom(request)
+        other.request_id = new_request_id()
+        own.runner.CreateTraining(other)
+    assert own.ended("projects/p/trainings/named").status.state == State.SUCCEEDED
+    assert own.log("projects/p/trainings/named") == b"ran\n"
+    own.nothing_remains()

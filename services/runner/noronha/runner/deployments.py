@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 
 from google.protobuf import field_mask_pb2
@@ -41,10 +42,10 @@ class Deployments:
         self._owner = owner
         self._peers = owner.peers
         self._controllers: dict[tuple[str, str], Controller] = {}
-        self._taking: set[tuple[str, str]] = set()
         self._traffic: dict[tuple[str, str], frozenset[int]] = {}
         # Held from looking for a port's owner until the new owner is on record.
         self._ports = asyncio.Lock()
+        self._made: deque[tuple[str, str, int]] = deque(maxlen=10_000)
         self._drawn: dict[str, str] = {}
         """Names that were drawn for requests with a port, by request id: a repeat must not find its own port taken."""
 
@@ -70,20 +71,57 @@ class Deployments:
             labels=asked.labels,
         )
         made.status.state = deployment_pb2.DeploymentStatus.PENDING
-        reserved: set[tuple[str, str]] = set()
-        try:
-            async with self._ports:
-                await self._check_port(made.port, request)
-                record = await self._record(request, made, reserved)
-            deployment = record.resource.deployment
+        create = records_pb2.CreateRecordRequest(
+            resource=resource_pb2.Resource(deployment=made),
+            request_id=request.request_id,
+            request_fingerprint=fingerprint(request) if request.request_id else b"",
+            lease_holder=self._owner.leases.holder,
+            lease_duration=self._owner.leases.duration,
+        )
+        project = names.parse(request.parent).ids[0]
+        async with self._ports:
+            await self._check_port(made.port, request)
+            for draw in range(_DRAWS):
+                name = names.join("deployment", project, request.deployment_id or anonymous.draw())
+                create.resource.deployment.name = name
+                try:
+                    async with self._owner.alone(name):
+                        deployment = await self._begin(create)
+                except AlreadyExists as error:
+                    if request.deployment_id or error.reason == "REQUEST_ID_REUSED" or draw == _DRAWS - 1:
+                        raise
+                else:
+                    break
             if made.port and request.request_id and not request.deployment_id:
                 self._drawn[request.request_id] = deployment.name
-            key = (principals.current().tenant, deployment.name)
-            if record.lease.holder == self._owner.leases.holder and key not in self._controllers:
-                self._keep(deployment, record.lease)
-            return deployment
-        finally:
-            self._taking -= reserved
+        if (principals.current().tenant, deployment.name) not in self._controllers:
+            # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
+            await self.adopt(deployment)
+        return deployment
+
+    async def _begin(self, create: records_pb2.CreateRecordRequest) -> Deployment:
+        """Records a deployment with its first revision and has it kept, unless that was done before."""
+        made = create.resource.deployment
+        commit = records_pb2.CommitRecordsRequest()
+        commit.writes.add(create=create)
+        commit.writes.add(create=records_pb2.CreateRecordRequest(resource=self._revision(made.name, 1, made.spec)))
+        answer = await self._peers.records.CommitRecords(commit)
+        record = answer.records[0]
+        deployment: Deployment = record.resource.deployment
+        number = int(names.parse(answer.records[1].resource.deployment_revision.name).ids[-1])
+        once = (principals.current().tenant, deployment.name, deployment.create_time.ToNanoseconds())
+        if record.lease.holder == self._owner.leases.holder and once not in self._made:
+            self._made.append(once)
+            if deployment.revision != number:
+                deployment = await self._renumber(deployment.name, number, record.lease.fence)
+            self._keep(deployment, record.lease)
+        return deployment
+
+    async def _renumber(self, name: str, number: int, fence: int) -> Deployment:
+        """Writes the number of a deployment's first revision: numbers go on after a namesake that was deleted."""
+        changed = resource_pb2.Resource(deployment=Deployment(name=name, revision=number))
+        written: Deployment = (await self._owner.write(changed, ["revision"], fence)).deployment
+        return written
 
     async def _check_platform(self, spec: deployment_pb2.DeploymentSpec) -> None:
         await self._owner.platform.check(workloads.of_replica(Replica(), spec, id="check"))
@@ -118,49 +156,6 @@ class Deployments:
             raise AlreadyExists(
                 f"port {port} is the router's own; choose another", reason="PORT_TAKEN", port=port, owner="router"
             )
-
-    async def _record(
-        self, request: runner_pb2.CreateDeploymentRequest, made: Deployment, reserved: set[tuple[str, str]]
-    ) -> records_pb2.Record:
-        create = records_pb2.CreateRecordRequest(
-            resource=resource_pb2.Resource(deployment=made),
-            request_id=request.request_id,
-            request_fingerprint=fingerprint(request) if request.request_id else b"",
-            lease_holder=self._owner.leases.holder,
-            lease_duration=self._owner.leases.duration,
-        )
-        project = names.parse(request.parent).ids[0]
-        for draw in range(_DRAWS):
-            id = request.deployment_id or anonymous.draw()
-            name = create.resource.deployment.name = names.join("deployment", project, id)
-            key = (principals.current().tenant, name)
-            if key not in self._taking:
-                reserved.add(key)
-                self._taking.add(key)
-            revision = self._revision(name, 1, made.spec)
-            commit = records_pb2.CommitRecordsRequest()
-            commit.writes.add(create=create)
-            commit.writes.add(create=records_pb2.CreateRecordRequest(resource=revision))
-            try:
-                answer = await self._peers.records.CommitRecords(commit)
-                return await self._agreed(answer)
-            except AlreadyExists as error:
-                if request.deployment_id or error.reason == "REQUEST_ID_REUSED" or draw == _DRAWS - 1:
-                    raise
-        raise AssertionError
-
-    async def _agreed(self, answer: records_pb2.CommitRecordsResponse) -> records_pb2.Record:
-        """Returns a deployment's record once it names its revision: numbers go on after a namesake that was deleted."""
-        record: records_pb2.Record = answer.records[0]
-        number = int(names.parse(answer.records[1].resource.deployment_revision.name).ids[-1])
-        deployment = record.resource.deployment
-        if deployment.revision != number:
-            changed = Deployment(name=deployment.name, revision=number)
-            written = await self._owner.write(
-                resource_pb2.Resource(deployment=changed), ["revision"], record.lease.fence
-            )
-            deployment.CopyFrom(written.deployment)
-        return record
 
     def _revision(
         self, name: str, number: int, spec: deployment_pb2.DeploymentSpec, rollback_of: int = 0
@@ -353,18 +348,12 @@ class Deployments:
     async def adopt(self, deployment: Deployment) -> bool:
         """Takes on a deployment that nobody looks after; returns whether it is looked after now."""
         key = (principals.current().tenant, deployment.name)
-        if key in self._taking:
-            return True
-        controller = self._controllers.get(key)
-        if controller is not None:
-            if deployment.generation > controller.deployment.generation:
-                controller.want(deployment)
-            return True
-        self._taking.add(key)
-        try:
-            return await self._adopt(deployment, key)
-        finally:
-            self._taking.discard(key)
+        async with self._owner.alone(deployment.name):
+            controller = self._controllers.get(key)
+            if controller is None:
+                return await self._adopt(deployment, key)
+        controller.want(deployment)
+        return True
 
     async def _adopt(self, deployment: Deployment, key: tuple[str, str]) -> bool:
         def lost() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -45,6 +46,15 @@ class Owner:
         self.adopted = asyncio.Event()
         """Set once everything that ran before has been found again."""
         self._work: set[asyncio.Task[Any]] = set()
+        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def alone(self, name: str) -> asyncio.Lock:
+        """Returns the lock held while a record is created or adopted, so that nobody takes it on twice."""
+        key = (principals.current().tenant, name)
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
 
     @property
     def settings(self) -> Settings:

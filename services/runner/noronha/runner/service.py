@@ -12,7 +12,7 @@ from google.protobuf import empty_pb2
 from noronha.chassis import registry
 from noronha.chassis.mount import Context
 from noronha.rpc import names
-from noronha.rpc.errors import Unimplemented
+from noronha.rpc.errors import Unavailable, Unimplemented
 from noronha.runner.admission import Admission
 from noronha.runner.adoption import Adoption
 from noronha.runner.backend import SCHEMES, Platform
@@ -21,6 +21,7 @@ from noronha.runner.leases import Leases
 from noronha.runner.logs import Logs
 from noronha.runner.ownership import Owner
 from noronha.runner.tasks import Tasks
+from noronha.runner.training_runs import Runs
 from noronha.runner.trainings import Trainings
 from noronha.v1 import (
     deployment_pb2,
@@ -167,16 +168,19 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
         Leases(context.peers, folder),
         Admission(context.peers, settings.mesh.allowed_mounts),
     )
-    trainings = Trainings(owner)
+    runs = Runs(owner)
+    trainings = Trainings(owner, runs)
     deployments = Deployments(owner)
-    trainings.take_up = deployments.take_up
+    runs.take_up = deployments.take_up
     runner_pb2_grpc.add_RunnerServicer_to_server(RunnerServicer(trainings, deployments), server)
-    tasks_pb2_grpc.add_TasksServicer_to_server(TasksServicer(Tasks(owner, trainings)), server)
+    tasks_pb2_grpc.add_TasksServicer_to_server(TasksServicer(Tasks(owner, runs)), server)
 
     async def busy() -> bool:
-        return not owner.adopted.is_set() or trainings.busy() or deployments.busy()
+        return not owner.adopted.is_set() or runs.busy() or deployments.busy()
 
     async def stop() -> None:
+        with contextlib.suppress(Unavailable):
+            await owner.wait_until_adopted()
         await asyncio.gather(trainings.stop_all(), deployments.stop_all())
 
     async def wake_on_stop() -> None:

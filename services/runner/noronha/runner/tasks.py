@@ -10,16 +10,17 @@ from noronha.rpc.errors import FailedPrecondition, NotFound
 from noronha.runner.ownership import Owner, acting
 from noronha.runner.replicas import Serving
 from noronha.runner.sessions import Session, task_ended
-from noronha.runner.trainings import ENDED, Running, Trainings
+from noronha.runner.training_runs import Running, Runs
+from noronha.runner.trainings import ENDED
 from noronha.v1 import metadata_pb2, tasks_pb2
 
 
 class Tasks:
     """The tasks of one Runner."""
 
-    def __init__(self, owner: Owner, trainings: Trainings) -> None:
+    def __init__(self, owner: Owner, runs: Runs) -> None:
         self._owner = owner
-        self._trainings = trainings
+        self._runs = runs
 
     async def _session(self) -> Session:
         """Returns the calling task's session. Raises FailedPrecondition ``TASK_ENDED``, Unavailable ``STARTING``."""
@@ -40,7 +41,7 @@ class Tasks:
         session = await self._living()
         with acting(session.tenant):
             if isinstance(session, Running):
-                return await self._trainings.assignment(session)
+                return await self._runs.assignment(session)
             assert isinstance(session, Serving)
             return await session.controller.assignment(session)
 
@@ -55,7 +56,7 @@ class Tasks:
         """Takes progress in; of replicas it means nothing."""
         session = await self._living()
         if isinstance(session, Running):
-            self._trainings.progress(session, progress, warning)
+            self._runs.progress(session, progress, warning)
 
     async def append(self, position: int, data: bytes) -> int:
         """Takes output in; returns how many bytes of it are here."""
@@ -67,7 +68,7 @@ class Tasks:
         session = await self._living()
         if isinstance(session, Running):
             with acting(session.tenant):
-                await self._trainings.published(session, version)
+                await self._runs.published(session, version)
 
     async def outcome(self, request: tasks_pb2.ReportOutcomeRequest) -> None:
         """Takes in how the calling task ended; said again, it is heard again and changes nothing."""
@@ -78,7 +79,7 @@ class Tasks:
                 return
             raise
         if isinstance(session, Running):
-            await self._trainings.outcome(session, request)
+            await self._runs.outcome(session, request)
         elif isinstance(session, Serving):
             session.controller.outcome(session, request)
 

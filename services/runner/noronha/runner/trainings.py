@@ -1,72 +1,38 @@
-"""The life of trainings: accepted, started, heard, ended and written down; found again after any crash."""
+"""Trainings: what is asked for them, checked and recorded, and those found again that ran before."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-
-from google.rpc import status_pb2
+from collections.abc import AsyncIterator
 
 from noronha.chassis import anonymous, principals
 from noronha.rpc import names
-from noronha.rpc.errors import Aborted, AlreadyExists, FailedPrecondition, NoronhaError, NotFound
-from noronha.runner import logs, rescue, sessions, workloads
+from noronha.rpc.errors import AlreadyExists, FailedPrecondition, NoronhaError, NotFound
+from noronha.runner import logs, sessions, workloads
 from noronha.runner.admission import Inputs, check_request_id
-from noronha.runner.backend import Cause, Exit, Instance, Workload
-from noronha.runner.ownership import AWAY, Owner, fingerprint, project_of
-from noronha.runner.sessions import Session
-from noronha.v1 import metadata_pb2, records_pb2, resource_pb2, runner_pb2, store_pb2, tasks_pb2, training_pb2
-from noronha.v1.file_pb2 import File
+from noronha.runner.ownership import Owner, fingerprint, project_of
+from noronha.runner.training_runs import Runs
+from noronha.v1 import metadata_pb2, records_pb2, resource_pb2, runner_pb2, training_pb2
 from noronha.v1.task_status_pb2 import TaskStatus
 
 ENDED = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 
-FLUSH = 0.25
-"""Seconds for which progress is gathered before it is written."""
-
-LEAVING = 15.0
-"""Seconds that a task has to go after it said how it ended."""
-
-MAX_WARNINGS = 100
 _DRAWS = 20
 
 log = logging.getLogger("noronha.runner")
 
 
-class Running(Session):
-    """A training that has not ended."""
-
-    def __init__(self, training: training_pb2.Training, tenant: str, log: logs.Log, inputs: Inputs | None) -> None:
-        super().__init__(training.name, tenant, workloads.training_id(training, tenant), log)
-        self.training = training
-        self.inputs = inputs
-        self.concluding: asyncio.Task[None] | None = None
-        self.dirty = asyncio.Event()
-        self.writing = asyncio.Lock()
-        """Held while the record is written, so that an older state never overtakes a newer one."""
-        self.lost = asyncio.Event()
-        """Set when another Runner took the record over."""
-
-
 class Trainings:
     """The trainings of one Runner."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, runs: Runs) -> None:
         self._owner = owner
         self._peers = owner.peers
-        self._running: dict[tuple[str, str], Running] = {}
-        self._taking: set[tuple[str, str]] = set()
-        """Trainings that are being created or adopted, so that nobody else does so."""
+        self._runs = runs
         self._made: deque[tuple[str, str, int]] = deque(maxlen=10_000)
-        self._attended = 0
-        self.take_up: Callable[[str, str], Awaitable[str]] = _nobody
-        """Has a deployment take a version up: ``(deployment, version) -> problem``, '' for none."""
-
-    # ------------------------------------------------------------------------------------------------ creating
 
     async def create(self, request: runner_pb2.CreateTrainingRequest) -> training_pb2.Training:
         """Records a training and starts it; see ``Runner.CreateTraining``."""
@@ -77,21 +43,6 @@ class Trainings:
         made.status.state = TaskStatus.PENDING
         made.status.update_time.CopyFrom(sessions.now())
         await self._owner.platform.check(workloads.of_training(made, id="check"))
-        reserved: set[tuple[str, str]] = set()
-        try:
-            record = await self._record(request, made, reserved)
-            training = record.resource.training
-            once = (principals.current().tenant, training.name, training.create_time.ToNanoseconds())
-            if record.lease.holder == self._owner.leases.holder and once not in self._made:
-                self._made.append(once)
-                await self._start(self._take(training, record.lease, inputs))
-            return training  # else made by an earlier call with this request id
-        finally:
-            self._taking -= reserved
-
-    async def _record(
-        self, request: runner_pb2.CreateTrainingRequest, made: training_pb2.Training, reserved: set[tuple[str, str]]
-    ) -> records_pb2.Record:
         create = records_pb2.CreateRecordRequest(
             resource=resource_pb2.Resource(training=made),
             request_id=request.request_id,
@@ -101,377 +52,49 @@ class Trainings:
         )
         project = names.parse(request.parent).ids[0]
         for draw in range(_DRAWS):
-            id = request.training_id or anonymous.draw()
-            create.resource.training.name = names.join("training", project, id)
-            key = (principals.current().tenant, create.resource.training.name)
-            if key not in self._taking:
-                reserved.add(key)
-                self._taking.add(key)
+            made.name = names.join("training", project, request.training_id or anonymous.draw())
+            create.resource.training.name = made.name
             try:
-                record: records_pb2.Record = await self._peers.records.CreateRecord(create)
-                return record
+                async with self._owner.alone(made.name):
+                    training = await self._begin(create, inputs)
             except AlreadyExists as error:
                 if request.training_id or error.reason == "REQUEST_ID_REUSED" or draw == _DRAWS - 1:
                     raise
-        raise AssertionError
+            else:
+                break
+        if self._runs.find(training.name) is None:
+            # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
+            await self.adopt(training)
+        return training
 
-    def _take(self, training: training_pb2.Training, lease: records_pb2.Lease | None, inputs: Inputs | None) -> Running:
-        tenant = principals.current().tenant
-        id = workloads.training_id(training, tenant)
-        running = Running(training, tenant, self._owner.logs.open(id), inputs)
-        if lease is not None:
-            self._owner.leases.hold(lease, running.lost.set)
-        self._running[tenant, training.name] = running
-        self._owner.enlist(running)
-        return running
-
-    def _workload(self, running: Running) -> Workload:
-        models = running.inputs.models if running.inputs is not None else []
-        return workloads.of_training(
-            running.training,
-            id=running.workload,
-            address=self._owner.context.address,
-            token=self._owner.token(running.name, models),
-            grace=self._owner.settings.runner.grace,
-        )
-
-    async def _start(self, running: Running) -> None:
-        """Starts a training's process and looks after it from then on."""
-        refused: NoronhaError | None = None
-        try:
-            await self._owner.platform.start(self._workload(running))
-        except NoronhaError as error:
-            refused = error
-        self._owner.spawn(self._attend(running, refused), f"training {running.name}")
-
-    # -------------------------------------------------------------------------------------------- looking after
-
-    async def _attend(self, running: Running, refused: NoronhaError | None = None) -> None:
-        """Sees a training through to its end, whatever ends it."""
-        self._attended += 1
-        flushing = asyncio.create_task(self._flush(running))
-        if running.training.status.cancel_requested:
-            self._ask_to_end(running)
-        try:
-            if refused is not None:
-                await self._conclude(running, TaskStatus.FAILED, sessions.failure(refused.reason, refused.message))
-                return
-            waiting = asyncio.create_task(self._owner.platform.wait(running.workload))
-            over = asyncio.create_task(running.over.wait())
-            lost = asyncio.create_task(running.lost.wait())
-            try:
-                await asyncio.wait({waiting, over, lost}, return_when=asyncio.FIRST_COMPLETED)
-                if running.lost.is_set():
-                    running.end()
-                    return
-                if waiting.done():
-                    await self._ended(running, waiting)
-                elif running.over.is_set():
-                    await self._see_off(running, waiting)
-            finally:
-                for each in (waiting, over, lost):
-                    each.cancel()
-        finally:
-            flushing.cancel()
-            self._attended -= 1
-            if running.over.is_set():
-                self._drop(running)
-
-    def _drop(self, running: Running) -> None:
-        if self._running.get((running.tenant, running.name)) is running:
-            del self._running[running.tenant, running.name]
-        self._owner.dismiss(running)
-
-    async def _ended(self, running: Running, waiting: asyncio.Task[Instance]) -> None:
-        """The platform says that the process is gone: that stands in for a report that never came."""
-        if running.concluding is not None:
-            await asyncio.wait([running.concluding])  # the report came just before
-        try:
-            exit = waiting.result().exit or Exit(Cause.LOST, "the platform forgot the task")
-        except NotFound:
-            exit = Exit(Cause.LOST, "the platform knows nothing of the task any more")
-        if not running.over.is_set():
-            status = running.training.status
-            error = sessions.failure_of(exit)
-            state = TaskStatus.FAILED
-            if status.cancel_requested and exit.cause is not Cause.TIMED_OUT:
-                state, error = TaskStatus.CANCELLED, sessions.failure("CANCELLED", "the training was cancelled")
-            elif exit.cause is Cause.TIMED_OUT:
-                error = self._timed_out(running)
-            if exit.code is not None:
-                status.exit_code = exit.code
-            await self._say_last_words(running, exit)
-            executed = await self._rescue_notebook(running)
-            await self._conclude(running, state, error, executed)
-        await self._clean(running)
-
-    async def _say_last_words(self, running: Running, exit: Exit) -> None:
-        """Puts what the process wrote past the mesh at the end of its log: the trace of a crash, mostly."""
-        said = (await self._owner.platform.read_log(running.workload)).decode("utf-8", "replace")
-        lines = f"{said.rstrip()}\n" if said.strip() else ""
-        with contextlib.suppress(NoronhaError):
-            running.log.add(f"{lines}{exit.message}\n")
-
-    async def _rescue_notebook(self, running: Running) -> File | None:
-        """Keeps the notebook as far as it was executed, when the one that would have sent it is gone."""
-        folder = self._owner.platform.folder(running.workload)
-        if folder is None:
-            return None
-        try:
-            return await rescue.executed_notebook(self._peers, folder)
-        except (NoronhaError, OSError) as error:
-            log.warning("the executed notebook of %s was not kept: %s", running.name, error)
-            return None
-
-    async def _see_off(self, running: Running, waiting: asyncio.Task[Instance]) -> None:
-        """Lets a process go that said how it ended, and helps it when it does not."""
-        done, _ = await asyncio.wait({waiting}, timeout=LEAVING)
-        if not done:
-            log.warning("%s has ended, but its process stays; it is ended by force", running.name)
-            await self._owner.platform.stop(running.workload, 0.0)
-            await asyncio.wait({waiting})
-        with contextlib.suppress(NotFound):  # deleted as soon as it had ended
-            waiting.result()
-        await self._clean(running)
-
-    async def _clean(self, running: Running) -> None:
-        await self._owner.platform.clean(running.workload)
-        folder = self._owner.platform.folder(running.workload)
-        if folder is not None and running.training.HasField("executed_notebook"):
-            rescue.discard(folder)
-
-    async def _flush(self, running: Running) -> None:
-        """Writes progress down now and then; only the latest counts."""
-        while not running.over.is_set():
-            await running.dirty.wait()
-            running.dirty.clear()
-            if running.concluding is not None:
-                return
-            try:
-                await self._write(running, "status", "warnings")
-            except AWAY:
-                running.dirty.set()
-            except NotFound:
-                log.warning("the record of %s is gone, so it is ended", running.name)
-                self._owner.spawn(self.forget(running.workload), f"forgetting {running.name}")
-                return
-            except (Aborted, FailedPrecondition) as error:
-                log.warning("%s cannot be written: %s", running.name, error)
-                return
-            await asyncio.sleep(FLUSH)
-
-    async def _write(self, running: Running, *paths: str) -> None:
-        async with running.writing:
-            running.training.status.update_time.CopyFrom(sessions.now())
-            changed = training_pb2.Training()
-            changed.CopyFrom(running.training)
-            changed.etag = ""
-            fence = self._owner.leases.fence(running.name)
-            await self._owner.write(resource_pb2.Resource(training=changed), list(paths), fence)
-
-    async def _conclude(
-        self,
-        running: Running,
-        state: TaskStatus.State.ValueType,
-        error: status_pb2.Status | None = None,
-        executed: File | None = None,
-    ) -> None:
-        """Writes down how a training ended; once."""
-        if running.concluding is None or (running.concluding.done() and not running.over.is_set()):
-            work = self._conclusion(running, state, error, executed)
-            running.concluding = self._owner.spawn(work, f"end of {running.name}")
-        await asyncio.shield(running.concluding)
-
-    async def _conclusion(
-        self,
-        running: Running,
-        state: TaskStatus.State.ValueType,
-        error: status_pb2.Status | None,
-        executed: File | None,
-    ) -> None:
-        training = running.training
-        status = training.status
-        paths = ["status", "warnings"]
-        if executed is not None:
-            training.executed_notebook.CopyFrom(executed)
-            paths.append("executed_notebook")
-        if state == TaskStatus.SUCCEEDED and training.target_deployment:
-            await self._hand_over(training)
-            paths.append("target_deployment_updated")
-        status.state = state
-        status.end_time.CopyFrom(sessions.now())
-        if not status.HasField("start_time"):
-            status.start_time.CopyFrom(status.end_time)
-        if state == TaskStatus.SUCCEEDED:
-            status.progress = 1.0
-        elif error is not None:
-            status.error.CopyFrom(error)
-            status.reason = sessions.reason_of(error) or "TASK_ERROR"
-        try:
-            await self._owner.persist(lambda: self._write(running, *paths))
-        except (NotFound, Aborted, FailedPrecondition) as refused:
-            # Deleted, or another Runner's by now: either way not ours to say.
-            log.warning("the end of %s was not written: %s", running.name, refused)
-        running.end()
-        if self._running.get((running.tenant, running.name)) is running:
-            del self._running[running.tenant, running.name]  # the name may be deleted and used again from now on
-        await self._owner.leases.release(running.name)
-
-    async def _hand_over(self, training: training_pb2.Training) -> None:
-        """Has the target deployment take up the version that the training published."""
-        problem = f"{training.target_deployment} was not updated: the training published no version"
-        if training.published:
-            version = names.parse(training.published[-1], "model_version").ids[-1]
-            problem = await self.take_up(training.target_deployment, version)
-        training.target_deployment_updated = not problem
-        if problem:
-            _warn(training, problem)
-
-    def _timed_out(self, running: Running) -> status_pb2.Status:
-        limit = running.training.timeout.ToMilliseconds() / 1000
-        return sessions.failure("TIMED_OUT", f"the training ran longer than its timeout of {limit:g} s")
-
-    # ------------------------------------------------------------------------------------------ what tasks say
-
-    async def assignment(self, running: Running) -> tasks_pb2.Assignment:
-        """Returns what a training's task is to do; the training runs from now on."""
-        training = running.training
-        if running.inputs is None:
-            running.inputs = await self._owner.admission.inputs(
-                project_of(training.name), training.datasets, training.pretrained
-            )
-        if training.status.state == TaskStatus.PENDING:
-            instance = await self._owner.platform.inspect(running.workload)
-            training.status.state = TaskStatus.RUNNING
-            training.status.start_time.CopyFrom(sessions.now())
-            if instance is not None and instance.limits_applied is not None:
-                training.status.limits_applied = instance.limits_applied
-            running.dirty.set()
-        settings = self._owner.settings.runner
-        return tasks_pb2.Assignment(
-            kind=tasks_pb2.Assignment.TRAINING,
-            name=training.name,
-            project=running.inputs.project,
-            notebook=training.notebook,
-            params_json=training.params_json,
-            datasets=running.inputs.datasets,
-            model_versions=running.inputs.model_versions,
-            training=training,
-            heartbeat_interval=sessions.seconds(settings.heartbeat_interval),
-            heartbeat_timeout=sessions.seconds(settings.heartbeat_timeout),
-            max_log_bytes=settings.max_log_bytes,
-            create_time=training.create_time,
-            models=running.inputs.models,
-        )
-
-    def progress(self, running: Running, progress: float, warning: str) -> None:
-        """Takes progress in, brought into order: never back, never outside 0 to 1."""
-        status = running.training.status
-        if progress == progress:  # not NaN
-            status.progress = max(status.progress, min(max(progress, 0.0), 1.0))
-        if warning:
-            _warn(running.training, warning)
-        running.dirty.set()
-
-    async def published(self, running: Running, version: str) -> None:
-        """Adds a version to the training."""
-        parsed = names.parse(version, "model_version", field="model_version")
-        if parsed.revision is None:
-            raise names.bad_name(version, "model_version", "must name its revision, as in models/m/versions/v@1")
-        if version not in running.training.published:
-            running.training.published.append(version)
-            await self._owner.persist(lambda: self._write(running, "published"))
-
-    async def outcome(self, running: Running, request: tasks_pb2.ReportOutcomeRequest) -> None:
-        """Takes the task's own report of how it ended; the first one stands."""
-        if running.over.is_set():
-            return
-        if running.concluding is not None and not running.concluding.done():
-            await asyncio.shield(running.concluding)
-            return
-        executed = await self._sealed(request) if request.upload else None
-        training = running.training
-        outcome = request.outcome
-        state = TaskStatus.SUCCEEDED
-        error: status_pb2.Status | None = None
-        if outcome == tasks_pb2.ReportOutcomeRequest.SUCCEEDED:
-            pass
-        elif training.status.cancel_requested:
-            state, error = TaskStatus.CANCELLED, sessions.failure("CANCELLED", "the training was cancelled")
-        elif self._is_past_timeout(training):
-            state, error = TaskStatus.FAILED, self._timed_out(running)
-        elif outcome == tasks_pb2.ReportOutcomeRequest.CANCELLED:
-            state, error = TaskStatus.CANCELLED, sessions.failure("CANCELLED", "the training was told to stop")
-        else:
-            state, error = TaskStatus.FAILED, await self._explained(running, request.error)
-        await self._conclude(running, state, error, executed)
-
-    def _is_past_timeout(self, training: training_pb2.Training) -> bool:
-        if not training.HasField("timeout") or not training.status.HasField("start_time"):
-            return False
-        ran = time.time() - training.status.start_time.ToMilliseconds() / 1000
-        return ran >= training.timeout.ToMilliseconds() / 1000 - 1.0
-
-    async def _explained(self, running: Running, error: status_pb2.Status) -> status_pb2.Status:
-        """Returns why a task failed; the platform may know better why its kernel died."""
-        if sessions.reason_of(error) == "KERNEL_DIED":
-            instance = await self._owner.platform.inspect(running.workload)
-            if instance is not None and instance.out_of_memory:
-                limit = running.training.resources.limits.memory_mb
-                bound = f"its limit of {limit} MiB" if limit else "what the machine has"
-                return sessions.failure("OUT_OF_MEMORY", f"the kernel was killed: it used more memory than {bound}")
-        if not error.message:
-            return sessions.failure("TASK_ERROR", "the task failed and did not say why; see its log")
-        return error
-
-    async def _sealed(self, request: tasks_pb2.ReportOutcomeRequest) -> File:
-        """Returns the executed notebook once Store holds it."""
-        principal = principals.current()
-        sealed = await self._peers.store.SealUpload(
-            store_pb2.SealUploadRequest(upload=request.upload, subject=principal.identity, tenant=principal.tenant)
-        )
-        file = request.executed_notebook
-        size = next((each.size_bytes for each in sealed.entries if each.digest == file.digest), None)
-        if size is None:
-            raise FailedPrecondition(
-                "the upload does not hold the executed notebook", reason="BLOB_NOT_HELD", digest=file.digest
-            )
-        return File(path=file.path, digest=file.digest, size_bytes=size)
-
-    # -------------------------------------------------------------------------------------------------- ending
+    async def _begin(self, create: records_pb2.CreateRecordRequest, inputs: Inputs) -> training_pb2.Training:
+        """Records a training and starts it, unless that was done before."""
+        record = await self._peers.records.CreateRecord(create)
+        training: training_pb2.Training = record.resource.training
+        once = (principals.current().tenant, training.name, training.create_time.ToNanoseconds())
+        if record.lease.holder == self._owner.leases.holder and once not in self._made:
+            self._made.append(once)
+            await self._runs.start(self._runs.take(training, record.lease, inputs))
+        return training
 
     async def cancel(self, name: str) -> training_pb2.Training:
         """Asks a training to end and returns its record; see ``Runner.CancelTraining``."""
         names.parse(name, "training")
-        running = self._running.get((principals.current().tenant, name))
+        running = self._runs.find(name)
         if running is None or running.over.is_set():
             return await self._get(name)
         if running.concluding is None and not running.training.status.cancel_requested:
             running.training.status.cancel_requested = True
-            await self._owner.persist(lambda: self._write(running, "status"))
-            self._ask_to_end(running)
+            await self._owner.persist(lambda: self._runs.write(running, "status"))
+            self._runs.ask_to_end(running)
         return running.training
-
-    def _ask_to_end(self, running: Running) -> None:
-        self._owner.spawn(self._end(running), f"cancelling {running.name}")
-
-    async def _end(self, running: Running) -> None:
-        """Has a training end: told first, then ended by force."""
-        grace = self._owner.settings.runner.grace
-        if running.commands.listeners:
-            running.commands.give(sessions.cancel(grace))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(running.over.wait(), grace + 5)
-        if not running.over.is_set():
-            running.commands.give(sessions.cancel(0.0))
-            await self._owner.platform.stop(running.workload, grace if running.heard == 0.0 else 1.0)
 
     async def stop_all(self) -> None:
         """Cancels every training and waits until all have ended."""
-        for running in list(self._running.values()):
+        for running in self._runs.all():
             with contextlib.suppress(NoronhaError):
                 await self.cancel(running.name)
-        await asyncio.gather(*(running.over.wait() for running in list(self._running.values())))
+        await asyncio.gather(*(running.over.wait() for running in self._runs.all()))
 
     async def delete(self, name: str, etag: str) -> None:
         """Deletes a training that has ended; see ``Runner.DeleteTraining``."""
@@ -482,12 +105,7 @@ class Trainings:
                 f"{name} still runs; cancel it first, or wait until it has ended", reason="STILL_RUNNING", name=name
             )
         await self._peers.records.DeleteRecord(records_pb2.DeleteRecordRequest(name=name, etag=etag))
-        await self.forget(workloads.training_id(training, principals.current().tenant))
-
-    async def forget(self, workload: str) -> None:
-        """Removes what is left of a training whose record is gone."""
-        await self._owner.platform.remove(workload)
-        self._owner.logs.remove(workload)
+        await self._runs.forget(workloads.training_id(training, principals.current().tenant))
 
     async def _get(self, name: str) -> training_pb2.Training:
         training: training_pb2.Training = await self._peers.metadata.GetTraining(
@@ -495,22 +113,12 @@ class Trainings:
         )
         return training
 
-    def busy(self) -> bool:
-        """Says whether a training runs."""
-        return bool(self._running or self._attended)
-
     # ------------------------------------------------------------------------------------------------ finding
 
     async def adopt(self, training: training_pb2.Training) -> bool:
         """Takes on a training that nobody looks after; returns whether it is looked after now."""
-        key = (principals.current().tenant, training.name)
-        if key in self._running or key in self._taking:
-            return True
-        self._taking.add(key)
-        try:
-            return await self._adopt(training)
-        finally:
-            self._taking.discard(key)
+        async with self._owner.alone(training.name):
+            return self._runs.find(training.name) is not None or await self._adopt(training)
 
     async def _adopt(self, training: training_pb2.Training) -> bool:
         lost = asyncio.Event()
@@ -524,7 +132,7 @@ class Trainings:
         if training.status.state in ENDED:
             await self._owner.leases.release(training.name)
             return True
-        running = self._take(training, None, None)
+        running = self._runs.take(training, None, None)
         running.lost = lost
         try:
             running.inputs = await self._owner.admission.inputs(
@@ -536,10 +144,10 @@ class Trainings:
         log.info("%s is found again, %s", training.name, "running" if instance is not None else "not started")
         if instance is None and training.status.state == TaskStatus.RUNNING:
             why = sessions.failure("TASK_LOST", "nothing of the training's process is left")
-            await self._conclude(running, TaskStatus.FAILED, why)
-            self._drop(running)
+            await self._runs.conclude(running, TaskStatus.FAILED, why)
+            self._runs.drop(running)
             return True
-        await self._start(running)
+        await self._runs.start(running)
         return True
 
     # ---------------------------------------------------------------------------------------------------- logs
@@ -555,7 +163,7 @@ class Trainings:
         text.follow(event)
 
         def ended() -> bool:
-            running = self._running.get((tenant, name))
+            running = self._runs.find(name)
             return running is None or running.over.is_set()
 
         pieces = logs.tail(
@@ -570,12 +178,3 @@ class Trainings:
             yield piece
         if follow and not ended():
             raise self._owner.stopping()
-
-
-async def _nobody(deployment: str, version: str) -> str:
-    return f"{deployment} was not updated: this mesh runs no deployments"
-
-
-def _warn(training: training_pb2.Training, warning: str) -> None:
-    if warning not in training.warnings and len(training.warnings) < MAX_WARNINGS:
-        training.warnings.append(warning)

@@ -130,13 +130,17 @@ def to_yaml(value: Any) -> str:
     return text
 
 
+VERBATIM = ("details", "env_vars", "labels")
+"""What users wrote themselves: shown whole, also where it is empty inside."""
+
+
 def to_text(document: Document) -> str:
     """Returns a record for people: YAML without what is empty, the shortest entries first."""
     import yaml
 
     entries = []
     for key, value in document.items():
-        kept = _without_empty(value)
+        kept = (value or None) if key in VERBATIM else _without_empty(value)
         if kept is None:
             continue
         entries.append(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
-from noronha.cli import background, main, reference
+from noronha.cli import background, main, output, reference
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -165,3 +166,10 @@ def test_background_returns_at_once_and_logs_to_the_file(tmp_path: Path) -> None
     while "Noronha Dataops v" not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
+
+
+def test_text_leaves_out_what_is_empty_but_nothing_that_a_user_wrote() -> None:
+    details = {"params": {"a": None, "b": [1, None, ""], "c": {}}}
+    document = {"name": "t", "desc": "", "ds": [], "labels": {}, "env_vars": {"EMPTY": ""}, "details": details}
+    shown = output.to_text(document)
+    assert yaml.safe_load(shown) == {"name": "t", "env_vars": {"EMPTY": ""}, "details": details}

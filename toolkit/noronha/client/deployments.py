@@ -140,6 +140,7 @@ def check(deployment: deployment_pb2.Deployment) -> deployment_pb2.Deployment:
             why = next((each.error.message for each in status.revisions if each.error.message), "no reason was told")
         still = ""
         if status.serving_revision and status.serving_revision != deployment.revision and status.ready_replicas:
+            why = why.rstrip(".")
             still = f"; revision {status.serving_revision} goes on serving"
         raise WorkFailed(
             f"deployment {to_key(deployment.name)} {'failed' if state == 'FAILED' else 'is degraded'}: {why}{still}",

@@ -268,53 +268,60 @@ class TestProcesses(WorkloadsSuite):
         return opened(self.root)
 
     @pytest.mark.parametrize(
-        "script",
+        "escape",
         [
             # Away from the group and the session, then orphaned.
-            "import os, time; os.fork() or (os.setsid(), os.fork() and os._exit(0), print('away', flush=True), "
-            "time.sleep(600)); time.sleep(0.3)",
+            """
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork(): os._exit(0)
+                away(); time.sleep(600)
+            """,
             # The mark wiped from its environment as well.
-            "import subprocess, time; subprocess.Popen(['/bin/sleep', '601'], env={}, start_new_session=True); "
-            "print('away', flush=True); time.sleep(0.1)",
+            "subprocess.Popen(['/bin/sleep', '601'], env={}, start_new_session=True); away()",
             # One after the other, each ending as soon as the next one lives.
             """
-import os, time
-def chain(n):
-    while n:
-        if os.fork(): os._exit(0)
-        os.setsid(); n -= 1
-    print('away', flush=True); time.sleep(600)
-os.fork() or chain(200)
-time.sleep(1)
-""",
+            if os.fork() == 0:
+                for _ in range(200):
+                    if os.fork(): os._exit(0)
+                    os.setsid()
+                away(); time.sleep(600)
+            """,
             # A tree of them.
             """
-import os, time
-for level in range(5):
-    if os.fork() == 0: os.setsid()
-print('away', flush=True)
-time.sleep(600 if os.getsid(0) == os.getpid() else 0.3)
-""",
+            first = os.getpid()
+            for level in range(5):
+                if os.fork() == 0: os.setsid()
+            if os.getpid() != first:
+                away(); time.sleep(600)
+            """,
             # Without an end: each makes the next and leaves.
             """
-import os, time
-if os.fork() == 0:
-    os.setsid()
-    while True:
-        if os.fork(): os._exit(0)
-time.sleep(0.5)
-print('away', flush=True)
-""",
+            if os.fork() == 0:
+                os.setsid(); away()
+                while True:
+                    if os.fork(): os._exit(0)
+            time.sleep(0.3)
+            """,
         ],
         ids=["session", "bare", "chain", "tree", "endless"],
     )
     @pytest.mark.parametrize("grouped", [True, False], ids=["cgroup", "subreaper"])
     async def test_nothing_gets_away(
-        self, platform: Processes, script: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
+        self, platform: Processes, escape: str, grouped: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         if not grouped:
-            _without_groups(monkeypatch)
-        wanted = workload(script)
+            _without_groups(monkeypatch, tmp_path)
+        script = """
+            import os, subprocess, time
+            mark = os.environ["TMPDIR"] + "/away"
+            def away(): open(mark, "w").close()
+        """
+        waiting = """
+            while not os.path.exists(mark): time.sleep(0.01)
+            print("away", flush=True)
+        """
+        wanted = workload("".join(textwrap.dedent(part) + "\n" for part in (script, escape, waiting)))
         await platform.start(wanted)
         before = await self.until_started(platform, wanted.id)
         assert before.handle
@@ -471,7 +478,7 @@ print('away', flush=True)
         self, platform: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A supervisor that cannot unshare: the flag of an unknown namespace makes the call fail.
-        _patched(monkeypatch, "namespace", "_CLONE_NEWNS = 0x00020000", "_CLONE_NEWNS = 0x7fffff00")
+        _patched(monkeypatch, tmp_path, "namespace", "_CLONE_NEWNS = 0x00020000", "_CLONE_NEWNS = 0x7fffff00")
         plain = await self.run(platform, "print('runs')")
         assert plain.exit.code == 0
         assert plain.bound is False
@@ -498,6 +505,31 @@ print('away', flush=True)
         instance = await self.run(platform, "import os; os.fork()", resources=limits)
         started = json.loads((self.root / "runner/tasks" / instance.id / "started.json").read_text())
         assert not [each for each in started["groups"] if os.path.exists(each)]
+
+    async def test_groups_that_nobody_looks_after_are_cleared_away(self, platform: Processes) -> None:
+        wanted = workload("import time; time.sleep(600)")
+        await platform.start(wanted)
+        await self.until_started(platform, wanted.id)
+        folder = self.root / "runner/tasks" / wanted.id
+        groups = json.loads((folder / "started.json").read_text())["groups"]
+        if not groups:
+            pytest.skip("this host lets no groups be made")
+        left = Path(groups[0]).with_name("noronha-test-left")
+        left.mkdir()
+        try:
+            await self.run(platform, "pass")
+            assert left.exists(), "one that was just made may be somebody's"
+            _patched_age = cgroups._ABANDONED
+            cgroups._ABANDONED = -1.0
+            try:
+                cgroups._sweep(str(left.parent))
+            finally:
+                cgroups._ABANDONED = _patched_age
+            assert not left.exists()
+            assert Path(groups[0]).exists(), "one that holds a process stays"
+        finally:
+            if left.exists():
+                left.rmdir()
 
     async def test_the_token_is_in_a_file_of_its_owner_only(self, platform: Processes) -> None:
         wanted = workload("import time; time.sleep(600)", token="canary")
@@ -577,10 +609,9 @@ def _sleepers() -> list[str]:
     return found
 
 
-def _patched(monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str) -> None:
+def _patched(monkeypatch: pytest.MonkeyPatch, copy: Path, module: str, old: str, new: str) -> None:
     """Has supervisors run from a copy in which one line differs; they are processes of their own."""
     source = Path(noronha.runner.__path__[0])
-    copy = Path(tempfile.mkdtemp(prefix="nha-test-copy-"))
     target = copy / "noronha" / "runner"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     file = target / "supervisor" / f"{module}.py"
@@ -590,6 +621,6 @@ def _patched(monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str) -
     monkeypatch.setattr(backend, "_SUPERVISOR", str(target / "supervisor" / "__main__.py"))
 
 
-def _without_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_groups(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
     head = "def _hierarchies() -> list[_Hierarchy]:\n"
-    _patched(monkeypatch, "cgroups", head, head + "    return []\n")
+    _patched(monkeypatch, copy, "cgroups", head, head + "    return []\n")

@@ -94,6 +94,8 @@ class Controller:
         self._specs: dict[int, deployment_pb2.DeploymentSpec] = {}
         self._failures: dict[int, Failures] = {}
         self._wake = asyncio.Event()
+        self._stepping = asyncio.Lock()
+        """Held while replicas may be started."""
         self._routing: asyncio.Task[None] | None = None
         self._routed: tuple[frozenset[str], frozenset[str]] | None = None
         self._routing_error: status_pb2.Status | None = None
@@ -137,7 +139,10 @@ class Controller:
         while not self.gone.is_set():
             self._wake.clear()
             try:
-                retry_at = await self._step()
+                async with self._stepping:
+                    if self.gone.is_set():
+                        return
+                    retry_at = await self._step()
             except AWAY as error:
                 log.info("%s waits: %s", self.name, error)
                 retry_at = time.monotonic() + 1.0
@@ -508,8 +513,9 @@ class Controller:
                 )
 
     async def stop_all(self) -> None:
-        """Stops every replica and waits until they have ended."""
-        ending = list(self.serving.values())
+        """Stops every replica and waits until they have ended; those that are being started right now among them."""
+        async with self._stepping:
+            ending = list(self.serving.values())
         for each in ending:
             self._stop(each)
         await asyncio.gather(*(each.over.wait() for each in ending))

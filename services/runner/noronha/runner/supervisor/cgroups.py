@@ -14,6 +14,10 @@ from noronha.runner.supervisor import processes
 PERIOD = 100_000
 """Microseconds over which processor time is measured out."""
 
+_PREFIX = "noronha-"
+_ABANDONED = 60.0
+"""Seconds after which a group without processes is nobody's."""
+
 
 class Limits:
     """What a task can never exceed: bytes of memory, thousandths of a processor; 0 means no limit."""
@@ -149,7 +153,23 @@ def make(name: str, limits: Limits) -> Group:
             if (folder := _below(hierarchy.own, name)) is not None:
                 folders.append(folder)
                 break
+    for folder in folders:
+        _sweep(os.path.dirname(folder))
     return Group(folders, held and bool(limits.controllers))
+
+
+def _sweep(parent: str) -> None:
+    """Removes groups of tasks whose supervisor was killed and that no mesh is left to clear away.
+
+    Only old ones: one that was made a moment ago may wait for its first process. Those that hold any cannot be removed.
+    """
+    for name in os.listdir(parent):
+        folder = f"{parent}/{name}"
+        try:
+            if name.startswith(_PREFIX) and time.time() - os.stat(folder).st_mtime > _ABANDONED:
+                os.rmdir(folder)
+        except OSError:
+            continue
 
 
 def _limited(hierarchy: _Hierarchy, name: str, controller: str, limits: Limits) -> str | None:
@@ -199,7 +219,7 @@ def _contains(folder: str) -> bool:
 
 
 def _below(parent: str, name: str) -> str | None:
-    folder = f"{parent}/noronha-{name}"
+    folder = f"{parent}/{_PREFIX}{name}"
     try:
         os.mkdir(folder)
     except FileExistsError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from noronha.client import configuration, mesh
 from noronha.rpc.errors import FailedPrecondition, ResourceExhausted, Unimplemented
+from noronha.v1 import mesh_pb2
 
 
 @pytest.mark.parametrize(
@@ -115,3 +118,35 @@ def test_secrets_are_not_compared(home: Path) -> None:
     line = configuration.contradiction(found, found.mesh.fingerprint())
     assert line is not None and "mongo.native" in line and "hidden-word" not in line
     assert "hidden-word" not in repr(found)
+
+
+def test_a_stopped_mesh_is_gone_although_the_next_answers_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.sock"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    def listen() -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        return listener
+
+    class Server:
+        def Shutdown(self, request: object, timeout: float) -> mesh_pb2.ShutdownResponse:
+            first.close()
+            path.unlink()
+            following.append(listen())
+            return mesh_pb2.ShutdownResponse(process_id=ended.pid)
+
+    class Old:
+        address = f"unix:{path}"
+
+        def servers(self) -> list[Server]:
+            return [Server()]
+
+    following: list[socket.socket] = []
+    first = listen()
+    try:
+        assert mesh.stop_mesh(Old(), timeout=0.5) == [ended.pid]  # type: ignore[arg-type]
+    finally:
+        following[0].close()

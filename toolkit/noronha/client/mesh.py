@@ -253,21 +253,31 @@ def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) ->
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import mesh_pb2
 
+    path = Path(mesh.address.removeprefix("unix:")) if mesh.address.startswith("unix:") else None
+    socket_file = _identity(path)
     stopped = []
     for server in mesh.servers():
         request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks, request_id=new_request_id())
         stopped.append(server.Shutdown(request, timeout=timeout).process_id)
-    if not mesh.address.startswith("unix:"):
+    if path is None:
         return stopped
-    path = Path(mesh.address.removeprefix("unix:"))
     deadline = time.monotonic() + timeout
-    while answers(path) or any(_alive(process) for process in stopped):
+    # Whoever follows a training starts the next mesh at once: another socket in the same place is none of this one's.
+    while any(_alive(process) for process in stopped) or (_identity(path) == socket_file and answers(path)):
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"the mesh, process {stopped[0]}, has not ended in {timeout:.0f} s", reason="MESH_SLOW"
             )
         time.sleep(0.01)
     return stopped
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return (found.st_ino, found.st_ctime_ns) if found is not None else None
 
 
 def _alive(process: int) -> bool:

@@ -124,3 +124,15 @@ def test_what_a_stopped_mesh_has_left_running_can_still_be_stopped(deployer: Any
     assert _ask(deployer, "left") == 3
     deployer.nha("mesh", "down", "--stop-tasks")
     assert deployer.left_behind() == {}
+
+
+def test_replicas_that_are_being_started_are_stopped_as_well(deployer: Any) -> None:
+    """A mesh that is started only to stop everything begins with what it finds on record."""
+    if deployer.target != "embedded":
+        pytest.skip("the embedded mesh alone is started by the command")
+    for name in ("one", "two"):
+        assert _deploy(deployer, name, 4, "--n-tasks", "2").returncode == 0
+    for _ in range(4):
+        deployer.nha("mesh", "down", "--stop-tasks")
+        tasks = [each for each in deployer.left_behind().values() if "noronha.tools.task" in each]
+        assert tasks == []

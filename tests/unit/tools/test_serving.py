@@ -109,6 +109,12 @@ def test_health_turns_after_an_error_of_the_server_and_recovers():
     assert health()[0] == 200
 
 
+@pytest.mark.parametrize("code", [0, 3, 4, "text"])
+def test_a_function_that_exits_ends_its_request_alone(code):
+    status, _, answer = request(OnlinePredict(raising(SystemExit(code))), "/predict")
+    assert status == 501 and "SystemExit" in json.loads(answer)["err"]
+
+
 def test_health_recovers_although_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(serving_module, "RECOVERY", 0.2)
     server = OnlinePredict(raising(ServingError("broken")))

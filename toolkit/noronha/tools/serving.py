@@ -151,13 +151,13 @@ class ModelServer(abc.ABC):
                 answer = _bare(result)
             else:
                 answer = answers.encode({"result": result, "metadata": self.make_metadata(body, args)})
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function that exits must not take the whole replica with it
             return self._refuse(error, body, args)
         if not self._shared.well:
             self._shared.well = True
         return OK, answer
 
-    def _refuse(self, error: Exception, body: str, args: dict[str, str]) -> tuple[str, bytes]:
+    def _refuse(self, error: BaseException, body: str, args: dict[str, str]) -> tuple[str, bytes]:
         told: Any
         if isinstance(error, NoronhaError):
             told = {"Error": type(error).__name__, "Message": str(error), "cause": _cause(error)}

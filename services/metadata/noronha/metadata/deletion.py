@@ -32,7 +32,7 @@ def has_children(name: str, children: Sequence[Key]) -> FailedPrecondition:
     """Returns the error for something that holds other things."""
     shown = _listed(sorted({key.name for key in children}))
     return FailedPrecondition(
-        f"{name} holds {shown}; delete them first, or force it", reason="HAS_CHILDREN", name=name, children=shown
+        f"{name} holds {shown}; delete them first", reason="HAS_CHILDREN", name=name, children=shown
     )
 
 

@@ -9,7 +9,9 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,15 +28,14 @@ from .test_deployments import NAME, Load, predict, predicting, states, update
 State = task_status_pb2.TaskStatus
 
 
+def _seeds(*few: int, soak: Iterable[int]) -> list[Any]:
+    """Returns the seeds of every run, and those of long ones."""
+    return [*few, *(pytest.param(seed, marks=pytest.mark.soak) for seed in soak)]
+
+
 def again(mesh: TestMesh) -> None:
     """Starts a mesh anew over what the killed one left."""
     mesh.start()
-
-
-def counting(count: Path, seconds: float = 0.0, script: str = "") -> str:
-    """Returns a notebook that leaves a mark each time it is run, where every task sees it."""
-    return notebook(f"import time\nopen({str(count)!r}, 'a').write('x')\nprint('begun', flush=True)",
-                    f"time.sleep({seconds})\n{script}\nprint('done', flush=True)")  # fmt: skip
 
 
 def test_a_training_goes_on_while_the_mesh_is_away(own: TestMesh) -> None:
@@ -109,7 +110,7 @@ def test_a_cancellation_survives(own: TestMesh) -> None:
     own.nothing_remains()
 
 
-@pytest.mark.parametrize("seed", [11, 12, 13, 14, 15, 16])
+@pytest.mark.parametrize("seed", _seeds(11, 12, soak=range(13, 33)))
 def test_killed_at_any_moment_of_starting(own: TestMesh, seed: int) -> None:
     print("seed", seed)
     chance = random.Random(seed)
@@ -146,7 +147,7 @@ def test_killed_at_any_moment_of_starting(own: TestMesh, seed: int) -> None:
     own.nothing_remains()
 
 
-@pytest.mark.parametrize("seed", [21, 22, 23])
+@pytest.mark.parametrize("seed", _seeds(21, soak=range(22, 32)))
 def test_killed_again_and_again_while_trainings_run(own: TestMesh, seed: int) -> None:
     print("seed", seed)
     chance = random.Random(seed)
@@ -197,7 +198,7 @@ def test_a_replica_that_dies_while_the_mesh_is_down_is_replaced(own: TestMesh) -
     eventually("predictions pass", lambda: predict(own) == (200, "one"))
 
 
-@pytest.mark.parametrize("seed", [31, 32, 33])
+@pytest.mark.parametrize("seed", _seeds(31, soak=range(32, 42)))
 def test_killed_in_the_middle_of_a_rollout(own: TestMesh, seed: int) -> None:
     print("seed", seed)
     chance = random.Random(seed)
@@ -288,7 +289,7 @@ def test_stopping_with_tasks_ends_everything(own: TestMesh) -> None:
     own.stands(NAME, "READY")
 
 
-@pytest.mark.parametrize("seed", [41, 42, 43])
+@pytest.mark.parametrize("seed", _seeds(41, soak=range(42, 52)))
 def test_a_named_training_asked_for_again_at_once(own: TestMesh, seed: int) -> None:
     print("seed", seed)
     chance = random.Random(seed)

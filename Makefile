@@ -46,6 +46,7 @@ test-real: .venv/ready ## Runs the tests of real servers that NHA_TEST_* variabl
 
 .PHONY: soak
 soak: .venv/ready ## Kills parts of a mesh at random, for long; keeps the table in docs/soak.md. RUNS=200 SEED=...
+	@$(BIN)/python -m pytest -q -m soak tests/unit
 	@$(BIN)/python tests/stories/kills.py --runs $(or $(RUNS),200) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,21 +55,29 @@ def generate(output: Path, descriptors: Path | None = None) -> None:
         [str(python), "-c", "import google.api, pathlib; print(pathlib.Path(list(google.api.__path__)[0]).parents[1])"],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
-    target = output / "noronha" / "v1"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
+    # Written beside and swapped, so that whoever imports the stubs meanwhile finds the old ones or the new ones.
+    made = Path(tempfile.mkdtemp(prefix=".stubs-", dir=output))
     protos = sorted(
         str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos" / "noronha" / "v1").glob("*.proto")
     )
     command = [
         str(python), "-m", "grpc_tools.protoc", "-I", str(ROOT / "protos"), "-I", include,
-        f"--python_out={output}", f"--grpc_python_out={output}", f"--mypy_out=quiet:{output}",
-        f"--mypy_grpc_out=quiet:{output}",
+        f"--python_out={made}", f"--grpc_python_out={made}", f"--mypy_out=quiet:{made}",
+        f"--mypy_grpc_out=quiet:{made}",
     ]  # fmt: skip
     if descriptors is not None:
         command += ["--include_imports", "--include_source_info", f"--descriptor_set_out={descriptors}"]
     environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    subprocess.run([*command, *protos], check=True, env=environment)
+    target, old = output / "noronha" / "v1", made / "old"
+    try:
+        subprocess.run([*command, *protos], check=True, env=environment)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rename(old)
+        (made / "noronha" / "v1").rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def main() -> None:

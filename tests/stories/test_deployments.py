@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -99,6 +100,23 @@ def test_two_deployments_cannot_have_one_port(deployer: Any, free: Any) -> None:
     assert _deploy(deployer, "first", 1, "--port", port).returncode == 0
     answer = _deploy(deployer, "second", 1, "--port", port)
     assert answer.returncode == 4 and "[PORT_TAKEN]" in answer.stderr
+
+
+def test_a_port_of_another_program_is_told_and_taken_once_it_is_free(deployer: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answer = _deploy(deployer, "late", 4, "--port", str(port))
+        assert answer.returncode == 0 and str(port) in answer.stderr
+        assert "port_error" in deployer.json("depl", "info", "--name", "late")
+        assert _ask(deployer, "late") == 4
+    deadline = time.monotonic() + 60
+    while deployer.json("depl", "info", "--name", "late").get("port_error"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", data=b"[]", timeout=30) as found:
+        assert json.load(found)["result"] == 4
 
 
 def test_the_logs_of_replicas_are_shown(deployer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from noronha.client.references import last_id, to_key, to_name
+from noronha.client.references import last_id, to_key, to_name, within
 from noronha.rpc.errors import InvalidArgument
 
 
@@ -39,3 +39,11 @@ def test_what_is_no_reference_is_refused(kind: str, reference: str) -> None:
 
 def test_the_last_id_has_no_revision() -> None:
     assert last_id("models/m/versions/v@3") == "v"
+
+
+@pytest.mark.parametrize("kind", ["training", "deployment", "build"])
+@pytest.mark.parametrize("own", ["../../x", "x:y", "a b", "", "a\n", "-a"])
+def test_an_id_inside_a_project_is_refused_by_its_grammar(kind: str, own: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        within(kind, "p", own)
+    assert caught.value.reason == "BAD_NAME" and "projects/" not in str(caught.value)

@@ -64,6 +64,11 @@ def failed(count: int, reason: str = "TASK_KILLED", retry_at: float = 0.0) -> Fa
         (deployment(2, 2, 1), [(1, R), (2, S), (2, S)], {1: 1}, [], []),
         # One between them that never served is given up.
         (deployment(3, 1, 1), [(1, R), (2, S)], {3: 1}, [], [1]),
+        # The newest wants fewer: the old one keeps what it has until the newest is there.
+        (deployment(2, 1, 1), [(1, R), (1, R), (2, S)], {}, [], []),
+        (deployment(2, 1, 2), [(1, R), (1, R), (2, R)], {}, [0, 1], []),
+        # None is wanted: nothing is kept.
+        (deployment(2, 0, 1), [(1, R), (2, S)], {}, [0], [1]),
         # The first revision never served.
         (deployment(2, 1, 0), [(1, S)], {2: 1}, [], [0]),
     ],

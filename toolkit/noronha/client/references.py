@@ -33,6 +33,15 @@ def to_name(kind: str, reference: str) -> str:
     return str(names.parse(full, kind, field=kind))
 
 
+def within(kind: str, owner: str, own: str) -> str:
+    """Returns the full name of what lies in ``owner``, the id of a project or model, under the id ``own``.
+
+    Raises InvalidArgument ``BAD_NAME`` for an id that breaks the grammar.
+    """
+    (names.check_tag if kind == "build" else names.check_id)(own)
+    return str(names.parse(names.join(kind, owner, own), kind))
+
+
 def to_key(name: str) -> str:
     """Returns how people write a full name: its ids joined by ``:``, with its revision if it has one. '' stays ''."""
     if not name:

@@ -21,11 +21,11 @@ def subject() -> None:
 def info(target: Target, proj: str | None, tag: str) -> None:
     """Information about a build version."""
     from noronha.cli import documents
-    from noronha.client.references import last_id, to_key, to_name
+    from noronha.client.references import last_id, to_key, within
     from noronha.v1 import metadata_pb2
 
     project = target.project(proj)
-    name = to_name("build", f"{last_id(project.name)}:{tag}")
+    name = within("build", last_id(project.name), tag)
     found = target.mesh.metadata.GetBuild(metadata_pb2.GetBuildRequest(name=name))
     output.show(documents.build(found), to_key(found.name), target.output, pretty=target.pretty)
 
@@ -52,11 +52,11 @@ def list_(
 def rm(target: Target, proj: str | None, tag: str) -> None:
     """Remove a build version."""
     from noronha.cli.removals import report
-    from noronha.client.references import last_id, to_key, to_name
+    from noronha.client.references import last_id, to_key, within
     from noronha.v1 import builder_pb2
 
     project = target.project(proj)
-    name = to_name("build", f"{last_id(project.name)}:{tag}")
+    name = within("build", last_id(project.name), tag)
     target.mesh.builder.DeleteBuild(builder_pb2.DeleteBuildRequest(name=name), timeout=120)
     report(target, {"Removed BuildVersion": to_key(name)}, to_key(name))
 
@@ -68,7 +68,7 @@ def rm(target: Target, proj: str | None, tag: str) -> None:
 def logs(target: Target, proj: str | None, tag: str) -> None:
     """Show the log of a build."""
     from noronha.cli.live import print_log
-    from noronha.client.references import last_id, to_name
+    from noronha.client.references import last_id, within
 
     project = target.project(proj)
-    print_log(target.mesh.builder.TailLogs, to_name("build", f"{last_id(project.name)}:{tag}"))
+    print_log(target.mesh.builder.TailLogs, within("build", last_id(project.name), tag))

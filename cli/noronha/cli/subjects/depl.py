@@ -21,9 +21,9 @@ proj = options.project("Name of the project responsible for this deployment (def
 
 
 def _full(target: Target, proj: str | None, name: str) -> str:
-    from noronha.client.references import last_id, to_name
+    from noronha.client.references import last_id, within
 
-    return to_name("deployment", f"{last_id(target.project(proj).name)}:{name}")
+    return within("deployment", last_id(target.project(proj).name), name)
 
 
 @subject.command()
@@ -136,7 +136,7 @@ def new(
     """
     from noronha.cli import documents, tasks
     from noronha.client import deployments
-    from noronha.client.references import last_id, to_key, to_name
+    from noronha.client.references import last_id, to_key, to_name, within
     from noronha.client.resources import health_check, resources, web_server
 
     given: dict[str, Any] = {
@@ -152,10 +152,10 @@ def new(
     mesh = target.mesh
     project = target.project(proj)
     owner = last_id(project.name)
-    spec = deployments.specify(build=to_name("build", f"{owner}:{tag}"), **given)
+    spec = deployments.specify(build=within("build", owner, tag), **given)
     existing = None
     if name is not None:
-        existing = deployments.find(mesh, to_name("deployment", f"{owner}:{name}"))
+        existing = deployments.find(mesh, within("deployment", owner, name))
     if existing is not None:
         target.voice.warn("Deployment exists")
         target.must("Would you like to overwrite it?")

@@ -21,9 +21,9 @@ proj = options.project("Name of the project responsible for this training (defau
 
 
 def _full(target: Target, proj: str | None, name: str) -> str:
-    from noronha.client.references import last_id, to_name
+    from noronha.client.references import last_id, within
 
-    return to_name("training", f"{last_id(target.project(proj).name)}:{name}")
+    return within("training", last_id(target.project(proj).name), name)
 
 
 @subject.command()
@@ -149,7 +149,7 @@ def new(
     """
     from noronha.cli import documents, live, tasks
     from noronha.client import trainings
-    from noronha.client.references import last_id, to_key, to_name
+    from noronha.client.references import last_id, to_key, to_name, within
     from noronha.client.resources import resources
 
     given: dict[str, Any] = {
@@ -164,11 +164,11 @@ def new(
     mesh = target.mesh
     project = target.project(proj)
     owner = last_id(project.name)
-    given["build"] = to_name("build", f"{owner}:{tag}")
+    given["build"] = within("build", owner, tag)
     if target_deploy is not None:
-        given["target_deployment"] = to_name("deployment", f"{owner}:{target_deploy}")
+        given["target_deployment"] = within("deployment", owner, target_deploy)
     if name is not None:
-        full = to_name("training", f"{owner}:{name}")
+        full = within("training", owner, name)
         if trainings.find(mesh, full) is not None:
             target.voice.warn("Training exists")
             target.must("Would you like to overwrite it?")

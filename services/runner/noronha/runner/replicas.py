@@ -37,6 +37,9 @@ from noronha.v1 import (
     tasks_pb2,
 )
 
+PORT_PATIENCE = 5.0
+"""Seconds after which a port that does not listen is asked about again."""
+
 ROUTES = 10.0
 """Seconds that the proxy has to take routes before it is asked again."""
 
@@ -100,6 +103,8 @@ class Controller:
         self._routed: tuple[frozenset[str], frozenset[str]] | None = None
         self._routing_error: status_pb2.Status | None = None
         self._port_error = ""
+        self._port_asked = 0.0
+        self._port = 0
         self._unrouted_since = 0.0
 
     # ----------------------------------------------------------------------------------------------- from outside
@@ -170,9 +175,9 @@ class Controller:
             self._stop(self.serving[names.parse(replica.name).ids[-1]])
         for replica in plan.drain:
             await self._change(self.serving[names.parse(replica.name).ids[-1]], Replica.DRAINING)
-        self._route()
+        again_at = self._route()
         await self._write_status()
-        return plan.retry_at
+        return min((each for each in (plan.retry_at, again_at) if each is not None), default=None)
 
     def _is_complete(self, deployment: deployment_pb2.Deployment) -> bool:
         count = wanted_replicas(deployment)
@@ -197,17 +202,26 @@ class Controller:
     def _is_routed(self) -> bool:
         return self._routed == self._wanted_routes()
 
-    def _route(self) -> None:
-        """Has the proxy's routes confirmed beside everything else; one question at a time."""
-        if self._routing is not None or self._is_routed:
-            return
+    def _route(self) -> float | None:
+        """Has the proxy's routes confirmed beside everything else; one question at a time.
+
+        Returns when to ask again although nothing happened: a port that another program held may be free by then.
+        """
+        if self._routing is not None:
+            return None
+        again_at = self._port_asked + PORT_PATIENCE if self._port_error and self.deployment.port else None
+        moved = self._port != self.deployment.port or (again_at is not None and time.monotonic() >= again_at)
+        if self._is_routed and not moved:
+            return again_at
         present, absent = self._wanted_routes()
         if not present and not absent:
             self._routed = (present, absent)
-            return
+            return None
         self._routing = asyncio.create_task(self._confirm(present, absent), name=f"routes of {self.name}")
+        return None
 
     async def _confirm(self, present: frozenset[str], absent: frozenset[str]) -> None:
+        port = self.deployment.port
         try:
             answer = await self._peers.router.WaitForRoutes(
                 router_pb2.WaitForRoutesRequest(
@@ -221,6 +235,7 @@ class Controller:
             self._routing_error = None
             self._unrouted_since = 0.0
             self._port_error = answer.port_error
+            self._port, self._port_asked = port, time.monotonic()
             self._routed = (present, absent)
             for each in list(self.serving.values()):
                 if each.replica.name in absent:

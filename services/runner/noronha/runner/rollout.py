@@ -86,16 +86,21 @@ def ready(replicas: Collection[replica_pb2.Replica], revision: int | None = None
     ]
 
 
-def targets(deployment: deployment_pb2.Deployment, shared: Collection[int]) -> dict[int, int]:
+def targets(
+    deployment: deployment_pb2.Deployment, replicas: Collection[replica_pb2.Replica], shared: Collection[int]
+) -> dict[int, int]:
     """Returns how many replicas of each revision there should be.
 
-    Until the newest revision is all ready, the one that serves keeps its replicas. ``shared`` are the revisions that
-    traffic is shared among.
+    Until the newest revision is all ready, the one that serves keeps all its replicas, also when the newest wants
+    fewer. ``shared`` are the revisions that traffic is shared among.
     """
     count = wanted_replicas(deployment)
     serving = deployment.status.serving_revision
     revisions = {deployment.revision, *shared} | ({serving} if serving else set())
-    return {revision: count for revision in sorted(revisions, reverse=True) if revision}
+    wanted = {revision: count for revision in sorted(revisions, reverse=True) if revision}
+    if serving and serving != deployment.revision and count:
+        wanted[serving] = max(count, len(ready(replicas, serving)))
+    return wanted
 
 
 def plan(
@@ -106,7 +111,7 @@ def plan(
     now: float,
 ) -> Plan:
     """Decides what to do next. ``deployment.status.serving_revision`` is to be as it is now."""
-    wanted = targets(deployment, shared)
+    wanted = targets(deployment, replicas, shared)
     on_their_way = sum(each.state == replica_pb2.Replica.STARTING for each in replicas)
     start: dict[int, int] = {}
     drain: list[replica_pb2.Replica] = []
@@ -164,7 +169,7 @@ def status_of(
         address=address if deployment.port and not port_error else "",
         port_error=port_error if deployment.port else "",
     )
-    wanted = targets(deployment, shared)
+    wanted = targets(deployment, replicas, shared)
     present = {each.revision for each in replicas if each.state in (*LIVE, replica_pb2.Replica.DRAINING)}
     for revision in sorted({*wanted, *present}, reverse=True):
         entry = status.revisions.add(

@@ -148,8 +148,6 @@ Everything has been stopped and removed. Where to look next:
         """Stops what runs and removes the demo's home."""
         command = [str(NHA), "mesh", "down", "--stop-tasks"]
         subprocess.run(command, env=self.environment, check=False, capture_output=True, timeout=120)
-        for folder, _, _ in os.walk(self.home):
-            os.chmod(folder, 0o700)  # snapshots of sources are read-only
         shutil.rmtree(self.home, ignore_errors=True)
 
 

@@ -220,8 +220,6 @@ def served() -> Iterator[Server]:
         left = at_work(server)
         for process in left:
             process.kill()
-        for folder, _, _ in os.walk(root):
-            os.chmod(folder, 0o700)
         shutil.rmtree(root)
         assert left == []
 

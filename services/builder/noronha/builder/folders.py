@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,35 +76,22 @@ def publish(partial: Path, folder: Path) -> None:
 
 def set_aside(folder: Path, work: Path) -> Path:
     """Takes a folder away from its place in one step; returns where it is now, to be removed."""
-    if not os.access(folder, os.W_OK):
-        folder.chmod(0o700)  # a folder that cannot be written cannot change its parent either
     target = work / f"away-{uuid.uuid4().hex}"
     folder.rename(target)
     return target
 
 
-def make_read_only(folder: Path) -> None:
-    """Takes the right to write away from a folder and all folders in it; files keep theirs."""
-    for path, _, _ in os.walk(folder):
-        os.chmod(path, 0o555)
-
-
 def copy_writable(folder: Path, target: Path) -> None:
-    """Copies a read-only folder to one that can be written."""
+    """Copies a folder of read-only files to one whose files can be written."""
     shutil.copytree(folder, target, copy_function=shutil.copyfile)
-    for path, _, _ in os.walk(target):
-        os.chmod(path, 0o755)
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder or file with all that is in it, whatever may be written there."""
-    if not folder.is_dir() or folder.is_symlink():
+    """Removes a folder or file with all that is in it."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
         folder.unlink(missing_ok=True)
-        return
-    for path, _, _ in os.walk(folder):
-        if not os.stat(path).st_mode & stat.S_IWUSR:
-            os.chmod(path, 0o700)
-    shutil.rmtree(folder)
 
 
 def size(folder: Path) -> int:

@@ -22,7 +22,7 @@ def environment_python(root: Path, digest: str) -> Path:
 
 
 def source_folder(root: Path, digest: str) -> Path:
-    """Returns the read-only snapshot that ``Artifact.source_digest`` names, laid out as ``/app`` is in an image.
+    """Returns the snapshot that ``Artifact.source_digest`` names, laid out as ``/app`` is in an image; for copying.
 
     Raises InvalidArgument ``BAD_DIGEST``.
     """

@@ -135,7 +135,6 @@ class VenvBackend:
             async with self._settling:
                 folders.publish(partial, folder)
                 self._keep(job, source, "")
-            await asyncio.to_thread(folders.make_read_only, folder)
             log(f"source {source[7:19]}: {len(layout)} files")
             return source
 
@@ -298,6 +297,7 @@ async def _lay_out(tree: Tree, layout: dict[str, str], files: dict[str, File], t
             place = target / path
             place.parent.mkdir(parents=True, exist_ok=True)
             await tree.write(files[name], place)
+            # Files are read-only, since builds share them; folders are not, so that a user can remove all of it.
             place.chmod(0o555 if files[name].executable else 0o444)
 
     readers = [asyncio.ensure_future(some()) for _ in range(_READERS)]

@@ -88,6 +88,15 @@ class Static(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class StaticServer(http.server.ThreadingHTTPServer):
+    """Serves it; a proxy that hangs up, as at the end of a measurement, is nothing to tell."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing."""
+
+
 class Plane:
     """A control plane with its own Envoy: records in, routes out, as Router does it."""
 
@@ -166,7 +175,7 @@ async def plane(count: int, measured: int, static: int) -> AsyncIterator[Plane]:
 
 @contextlib.contextmanager
 def _static():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Static)
+    server = StaticServer(("127.0.0.1", 0), Static)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_address[1]

@@ -143,3 +143,15 @@ def test_a_deployment_that_cannot_serve_says_why(trainer: Any) -> None:
     assert answer.returncode == 9 and "no such flower" in answer.stderr and "[CELL_RAISED]" in answer.stderr
     assert trainer.json("depl", "info", "--name", "bad")["availability"] == "0%"
     assert trainer.nha("depl", "rm", "--name", "bad") == "Removed Deployment: p:bad\n"
+
+
+def test_the_executed_notebook_is_fetched_also_of_one_that_failed(trainer: Any) -> None:
+    assert trainer.run("train", "new", "--name", "kept", "--nb", "notebooks/raises").returncode == 9
+    trainer.nha("train", "notebook", "--name", "kept")
+    content = json.loads((trainer.cwd / "kept.ipynb").read_text())
+    shown = json.dumps(content["cells"])
+    assert "before" in shown and "no such flower" in shown
+    again = trainer.run("train", "notebook", "--name", "kept")
+    assert again.returncode != 0 and "terminal" in again.stderr
+    missing = trainer.run("train", "notebook", "--name", "absent")
+    assert missing.returncode == 3 and len(missing.stderr.strip().splitlines()) == 1

@@ -187,6 +187,7 @@ def training(message: Any) -> Document:
         "mounts": _mounts(message.mounts),
         "resources": _resources(message.resources) if message.HasField("resources") else None,
         "target_deploy": to_key(message.target_deployment),
+        "executed_notebook": message.executed_notebook.digest,
         "warnings": list(message.warnings),
         "labels": dict(message.labels),
         "created": _time(message, "create_time"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from noronha.client import work
@@ -77,6 +77,20 @@ def find(mesh: Mesh, name: str) -> training_pb2.Training | None:
         return mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=name))
     except NotFound:
         return None
+
+
+def executed_notebook(mesh: Mesh, name: str) -> Iterator[bytes]:
+    """Yields the notebook as a training executed it, outputs included, in chunks.
+
+    Raises NotFound, also ``NOT_EXECUTED`` for a training that has not come that far.
+    """
+    from noronha.client import transfer
+    from noronha.v1 import metadata_pb2
+
+    training = mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=name))
+    if not training.executed_notebook.digest:
+        raise NotFound(f"{to_key(name)} has no executed notebook yet; it is kept when it ends", reason="NOT_EXECUTED")
+    yield from transfer.read(mesh.store, training.executed_notebook)
 
 
 def remove(mesh: Mesh, name: str) -> None:

@@ -103,6 +103,32 @@ def logs(target: Target, name: str, proj: str | None, follow: bool, lines: int |
 
 
 @subject.command()
+@name
+@proj
+@click.option(
+    "--path", type=click.Path(dir_okay=False), help="File to write (default: <name>.ipynb); '-' writes to the terminal."
+)
+@pass_target
+def notebook(target: Target, name: str, proj: str | None, path: str | None) -> None:
+    """Fetch the notebook as a training executed it, outputs included."""
+    from pathlib import Path
+
+    from noronha.client import trainings
+
+    full = _full(target, proj, name)
+    if path == "-":
+        for chunk in trainings.executed_notebook(target.mesh, full):
+            click.get_binary_stream("stdout").write(chunk)
+        return
+    chosen = Path(path or f"{name}.ipynb")
+    if chosen.exists():
+        target.must(f"{chosen} exists. Would you like to overwrite it?")
+    content = b"".join(trainings.executed_notebook(target.mesh, full))
+    chosen.write_bytes(content)
+    click.echo(f"Executed notebook: {chosen}")
+
+
+@subject.command()
 @click.option("-n", "--name", help="Name of the training (defaults to a random name).")
 @proj
 @click.option(

@@ -47,3 +47,10 @@ def test_an_id_inside_a_project_is_refused_by_its_grammar(kind: str, own: str) -
     with pytest.raises(InvalidArgument) as caught:
         within(kind, "p", own)
     assert caught.value.reason == "BAD_NAME" and "projects/" not in str(caught.value)
+
+
+def test_a_tag_inside_a_project_may_name_its_revision() -> None:
+    assert within("build", "p", "my_tag@2") == "projects/p/builds/my_tag@2"
+    assert within("training", "p", "t") == "projects/p/trainings/t"
+    with pytest.raises(InvalidArgument):
+        within("training", "p", "t@2")

@@ -36,10 +36,12 @@ def to_name(kind: str, reference: str) -> str:
 def within(kind: str, owner: str, own: str) -> str:
     """Returns the full name of what lies in ``owner``, the id of a project or model, under the id ``own``.
 
-    Raises InvalidArgument ``BAD_NAME`` for an id that breaks the grammar.
+    Of kinds that have revisions, ``own`` may name one, ``latest@2``. Raises InvalidArgument ``BAD_NAME`` for an id that
+    breaks the grammar.
     """
-    (names.check_tag if kind == "build" else names.check_id)(own)
-    return str(names.parse(names.join(kind, owner, own), kind))
+    body, at, revision = own.partition("@") if kind in names.REVISIONED else (own, "", "")
+    (names.check_tag if kind == "build" else names.check_id)(body)
+    return str(names.parse(names.join(kind, owner, body) + at + revision, kind))
 
 
 def to_key(name: str) -> str:

@@ -477,12 +477,24 @@ class RecordsSuite:
 
     async def test_waiting_ends_with_a_change(self, records: Records) -> None:
         position = await records.position()
-        waiting = asyncio.create_task(records.wait(position, 60))
+        waiting = asyncio.create_task(records.wait(position, 60, lambda change: change.key.name == "projects/a"))
         await asyncio.sleep(0)
         await write(records, put("projects/a"))
         await asyncio.wait_for(waiting, 10)
-        await asyncio.wait_for(records.wait(position, 60), 10)
-        await records.wait(await records.position(), 0.01)
+        await asyncio.wait_for(records.wait(position, 60, lambda change: True), 10)
+        await records.wait(await records.position(), 0.01, lambda change: True)
+
+    async def test_waiting_goes_on_over_changes_that_nobody_cares_for(self, records: Records) -> None:
+        position = await records.position()
+        waiting = asyncio.create_task(records.wait(position, 60, lambda change: change.key.name == "projects/b"))
+        await asyncio.sleep(0)
+        seen = await write(records, put("projects/a"))
+        other = asyncio.create_task(records.wait(seen, 60, lambda change: change.key.name == "projects/a"))
+        await asyncio.sleep(0)
+        await write(records, put("projects/b"))
+        await asyncio.wait_for(waiting, 10)
+        assert not other.done()
+        other.cancel()
 
     async def test_values_are_kept(self, records: Records) -> None:
         done = await asyncio.gather(*(records.value("key", b"%d" % each) for each in range(4)))

@@ -13,7 +13,7 @@ disk ResourceExhausted ``NO_SPACE``.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -349,8 +349,11 @@ class Records(Protocol):
         """Returns changes of all tenants past a position, in order. Raises OutOfRange once they were compacted away."""
         ...
 
-    async def wait(self, after: int, seconds: float) -> None:
-        """Returns once there is a change past a position, or after some time."""
+    async def wait(self, after: int, seconds: float, takes: Callable[[Change], bool]) -> None:
+        """Returns once there is a change past a position that ``takes`` accepts, or after some time.
+
+        It may return earlier; who waits looks at the changes and waits again.
+        """
         ...
 
     async def compact(self, keep: int) -> None:

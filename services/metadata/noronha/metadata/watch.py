@@ -210,7 +210,7 @@ class Watch:
                 if left <= 0:
                     yield self._bookmark(position)
                     continue
-                waiting = asyncio.create_task(records.wait(position, left))
+                waiting = asyncio.create_task(records.wait(position, left, self._cares_for))
                 try:
                     await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -218,11 +218,14 @@ class Watch:
         finally:
             stopping.cancel()
 
+    def _cares_for(self, change: Change) -> bool:
+        return change.tenant == self._caller.tenant and any(target.takes(change.key) for target in self._targets)
+
     async def _told(self, changes: list[Change]) -> AsyncIterator[Any]:
         """Yields what the changed records are by now; of several changes of one record the last counts."""
         last: dict[Key, Change] = {}
         for change in changes:
-            if change.tenant == self._caller.tenant and any(target.takes(change.key) for target in self._targets):
+            if self._cares_for(change):
                 last.pop(change.key, None)
                 last[change.key] = change
         for key, change in last.items():

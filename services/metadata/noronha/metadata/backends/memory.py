@@ -6,7 +6,7 @@ import asyncio
 import bisect
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from noronha.metadata.backend import (
     too_old,
 )
 from noronha.metadata.filters import Node, matcher
+from noronha.metadata.waiters import Waiters
 
 _DIGESTS_AT_ONCE = 10_000
 _ROWS_AT_ONCE = 200
@@ -122,7 +123,7 @@ class MemoryRecords:
         self._newest = 0
         self._journal_kept = journal_kept
         self._values: dict[str, bytes] = {}
-        self._changed = asyncio.Event()
+        self._waiters = Waiters()
 
     @classmethod
     def from_url(cls, url: str, state_dir: Path) -> MemoryRecords:
@@ -244,6 +245,7 @@ class MemoryRecords:
             if not _holds(kept, condition, written):
                 raise Conflict(condition)
         leases: dict[Key, Lease] = {}
+        before = self._newest
         for write in commit.writes:
             if isinstance(write, Put):
                 lease = self._put(tenant, kept, write, now)
@@ -254,7 +256,8 @@ class MemoryRecords:
         if commit.request is not None:
             request = commit.request
             kept.answers[request.identity] = (time.time(), request.fingerprint, request.answer)
-        self._tell()
+        if self._newest > before:
+            self._waiters.tell(self._journal[before - self._newest :])
         return Committed(self._newest, leases=leases)
 
     def _put(self, tenant: str, kept: _Tenant, put: Put, now: int) -> Lease | None:
@@ -304,10 +307,6 @@ class MemoryRecords:
         if len(self._journal) >= 2 * self._journal_kept:
             del self._journal[: -self._journal_kept]
 
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
     async def acquire(self, tenant: str, key: Key, holder: str, seconds: float) -> Lease:
         row = self._of(tenant).rows.get((key.name, key.revision))
         if row is None:
@@ -340,13 +339,9 @@ class MemoryRecords:
         begin = after - oldest + 1
         return self._journal[begin : begin + limit]
 
-    async def wait(self, after: int, seconds: float) -> None:
-        if self._newest > after:
-            return
-        try:
-            await asyncio.wait_for(self._changed.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
+    async def wait(self, after: int, seconds: float, takes: Callable[[Change], bool]) -> None:
+        if self._newest == after:
+            await self._waiters.wait(takes, seconds)
 
     async def compact(self, keep: int) -> None:
         if len(self._journal) > keep:
@@ -359,7 +354,7 @@ class MemoryRecords:
         return self._values.setdefault(name, initial)
 
     async def close(self) -> None:
-        self._tell()
+        self._waiters.wake()
 
 
 def _is_past(row: _Row, after: Place, scan: Scan) -> bool:

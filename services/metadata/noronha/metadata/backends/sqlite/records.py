@@ -12,7 +12,6 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
-import itertools
 import sqlite3
 import threading
 import time
@@ -46,6 +45,7 @@ from noronha.metadata.backends.sqlite.pages import Reading, after_prefix
 from noronha.metadata.backends.sqlite.schema import error_of, open_reader, open_writer
 from noronha.metadata.backends.sqlite.writes import RECORD, record_of
 from noronha.metadata.filters import Node
+from noronha.metadata.waiters import Waiters
 from noronha.rpc.errors import FailedPrecondition, Unavailable
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class SqliteRecords:
         self._newest = self.commits.newest
         self._compacted_at = self._newest
         self._recent: collections.deque[Change] = collections.deque(maxlen=_RECENT)
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiters = Waiters()
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="records-reader")
@@ -118,7 +118,7 @@ class SqliteRecords:
             self._recent.clear()
         self._recent.extend(changes)
         self._newest = changes[-1].position
-        self._wake()
+        self._waiters.tell(changes)
         if self._newest - self._compacted_at >= _COMPACT_EVERY and not self._closed:
             self._compacted_at = self._newest
             self.commits.submit(lambda writes: writes.compact(self._journal_kept, ANSWERS_KEPT), LARGE)
@@ -276,7 +276,7 @@ class SqliteRecords:
         if recent and recent[0].position <= after + 1:
             # Positions have no gaps, so the place of one follows from the place of another.
             begin = after + 1 - recent[0].position
-            return list(itertools.islice(recent, begin, begin + limit))
+            return [recent[place] for place in range(begin, min(begin + limit, len(recent)))]
         if after == self._newest:
             return []
 
@@ -293,29 +293,15 @@ class SqliteRecords:
 
         return await self._read(read)
 
-    async def wait(self, after: int, seconds: float) -> None:
-        if self._newest > after or self._closed:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            await asyncio.wait_for(future, seconds)
-        except asyncio.TimeoutError:
-            return
-        finally:
-            self._waiting.discard(future)
-
-    def _wake(self) -> None:
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
-        self._waiting.clear()
+    async def wait(self, after: int, seconds: float, takes: Callable[[Change], bool]) -> None:
+        if self._newest == after and not self._closed:
+            await self._waiters.wait(takes, seconds)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._wake()
+        self._waiters.wake()
         await self.commits.close()
         await asyncio.to_thread(self._readers.shutdown)
         for connection in (*self._connections, self._reader):

@@ -64,7 +64,18 @@ SERVICE_CONFIG = json.dumps(
     }
 )
 
+FLOW: list[tuple[str, Any]] = [
+    # A window of a fixed size, where gRPC would measure and grow one: what waits for a slow reader of a large file
+    # stays within it, at both ends.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4 << 20),
+    # A chunk of a file in one frame, not in sixty-four.
+    ("grpc.http2.max_frame_size", 1 << 20),
+]
+"""How bytes flow, the same for servers and clients."""
+
 OPTIONS: list[tuple[str, Any]] = [
+    *FLOW,
     ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.enable_retries", 1),
     # A mesh is on this machine or behind an address that its owner wrote down; a proxy from the environment is neither.

@@ -28,6 +28,7 @@ from noronha.chassis.mount import Context, ServiceState, make_private, state_err
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Kind, Principal, Tokens
 from noronha.chassis.registry import without_credentials
+from noronha.rpc.dial import FLOW
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
 from noronha.rpc.settings import Settings
 
@@ -198,7 +199,7 @@ async def _run(
     on_socket = listen.startswith("unix:")
     server = grpc.aio.server(
         interceptors=[Guard(tokens, owner if on_socket else None, activity, calls)],
-        options=[("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)],
+        options=[*FLOW, ("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)],
     )
     try:
         port = server.add_insecure_port(listen)

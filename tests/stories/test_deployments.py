@@ -108,20 +108,25 @@ def test_a_port_of_another_program_is_told_and_taken_once_it_is_free(deployer: A
         taken.listen()
         port = taken.getsockname()[1]
         answer = _deploy(deployer, "late", 4, "--port", str(port))
-        assert answer.returncode == 0 and str(port) in answer.stderr
-        assert "port_error" in deployer.json("depl", "info", "--name", "late")
+        assert answer.returncode == 9 and str(port) in answer.stderr and "[PORT_IN_USE]" in answer.stderr
+        assert deployer.json("depl", "info", "--name", "late")["state"] == "DEGRADED"
         assert _ask(deployer, "late") == 4
     deadline = time.monotonic() + 60
-    while deployer.json("depl", "info", "--name", "late").get("port_error"):
+    while deployer.json("depl", "info", "--name", "late")["state"] != "READY":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", data=b"[]", timeout=30) as found:
         assert json.load(found)["result"] == 4
 
 
-def test_the_logs_of_replicas_are_shown(deployer: Any) -> None:
-    assert _deploy(deployer, "logged", 1).returncode == 0
-    assert "gunicorn" in deployer.nha("depl", "logs", "--name", "logged")
+def test_the_logs_of_replicas_are_shown_each_line_with_its_replica(deployer: Any) -> None:
+    assert _deploy(deployer, "logged", 1, "--n-tasks", "2").returncode == 0
+    lines = deployer.nha("depl", "logs", "--name", "logged").splitlines()
+    replicas = {line.partition(" | ")[0] for line in lines}
+    assert len(replicas) == 2 and all(" | " in line for line in lines)
+    one = replicas.pop()
+    alone = deployer.nha("depl", "logs", "--name", "logged", "--replica", one)
+    assert "gunicorn" in alone and one not in alone
 
 
 def test_predictions_go_on_while_the_mesh_is_down(deployer: Any) -> None:

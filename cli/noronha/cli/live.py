@@ -49,27 +49,52 @@ def watch(
     return record
 
 
-def print_log(tail: Callable[[Any], Any], name: str, *, replica: str = "", lines: int = 0) -> None:
-    """Prints a log as it is now."""
+def print_log(tail: Callable[[Any], Any], name: str, *, replica: str = "", lines: int = 0, label: bool = False) -> None:
+    """Prints a log as it is now; ``label`` says which replica wrote each line."""
     from noronha.v1 import log_pb2
 
-    for answer in tail(log_pb2.TailLogsRequest(name=name, replica=replica, tail_lines=lines)):
-        _write(answer.data)
+    with _Printing(label) as printing:
+        for answer in tail(log_pb2.TailLogsRequest(name=name, replica=replica, tail_lines=lines)):
+            printing.write(answer.data, answer.replica)
 
 
-def print_following(following: Any) -> None:
-    """Prints a log as it grows, until the work has ended."""
+def print_following(following: Any, *, label: bool = False) -> None:
+    """Prints a log as it grows, until the work has ended; ``label`` says which replica wrote each line."""
     from noronha.client.follow import Output
 
-    with following:
+    with following, _Printing(label) as printing:
         for event in following:
             if isinstance(event, Output):
-                _write(event.data)
+                printing.write(event.data, event.replica)
 
 
-def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+class _Printing:
+    """Writes logs to standard output; with labels, a line only once it is whole, for replicas write side by side."""
+
+    def __init__(self, label: bool) -> None:
+        self._label = label
+        self._begun: dict[str, bytes] = {}
+
+    def __enter__(self) -> _Printing:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for replica, rest in self._begun.items():
+            self._print(replica, [rest + b"\n"] if rest else [])
+
+    def write(self, data: bytes, replica: str) -> None:
+        """Writes what a replica wrote."""
+        if not self._label:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        *whole, self._begun[replica] = (self._begun.get(replica, b"") + data).split(b"\n")
+        self._print(replica, [line + b"\n" for line in whole])
+
+    def _print(self, replica: str, lines: list[bytes]) -> None:
+        label = f"{replica} | ".encode()
+        sys.stdout.buffer.write(b"".join(label + line for line in lines))
+        sys.stdout.buffer.flush()
 
 
 def warnings(target: Target, lines: Any) -> None:

@@ -165,10 +165,11 @@ def test_each_revision_is_told_of() -> None:
     assert status.revisions[0].error.message == "it broke"
 
 
-def test_a_port_that_is_taken_leaves_it_ready() -> None:
+def test_a_port_that_another_program_holds_degrades_it() -> None:
     wanted = deployment(serving=1)
     wanted.port = 9000
     status = rollout.status_of(wanted, replicas((1, R)), (), {}, None, True, "127.0.0.1:9000", "in use")
-    assert (status.state, status.port_error, status.address) == (State.READY, "in use", "")
+    assert (status.state, status.reason, status.address) == (State.DEGRADED, "PORT_IN_USE", "")
+    assert status.port_error == "in use" and "through the router" in status.error.message
     status = rollout.status_of(wanted, replicas((1, R)), (), {}, None, True, "127.0.0.1:9000", "")
-    assert status.address == "127.0.0.1:9000"
+    assert (status.state, status.address) == (State.READY, "127.0.0.1:9000")

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from noronha.rpc.errors import InvalidArgument, Unavailable
+from noronha.rpc.errors import InvalidArgument, Unavailable, Unimplemented
 
 if TYPE_CHECKING:
     from noronha.client.configuration import Configuration
@@ -84,6 +84,17 @@ class Mesh:
         from noronha.v1 import mesh_pb2
 
         return self.mesh.GetInfo(mesh_pb2.GetInfoRequest())
+
+    def router_address(self) -> str:
+        """Returns where predictions are answered, ``host:port``; '' when there is no router that tells it."""
+        from noronha.v1 import router_pb2
+
+        if told := self.info().router_address:
+            return told
+        try:
+            return self.router.GetProxy(router_pb2.GetProxyRequest()).address
+        except (Unavailable, Unimplemented):
+            return ""
 
     def servers(self) -> list[mesh_pb2_grpc.MeshStub]:
         """Returns the stub of every server of the mesh, those that others stand on last."""

@@ -78,17 +78,17 @@ def rm(target: Target, name: str, proj: str | None) -> None:
 @click.option("--tail", "lines", type=click.IntRange(min=1), help="Start with about this many of the last lines.")
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str, lines: int | None) -> None:
-    """Show what the replicas of a deployment wrote."""
+    """Show what the replicas of a deployment wrote, each line with its replica unless --replica chooses one."""
     from noronha.cli.live import print_following, print_log
     from noronha.client import deployments
     from noronha.rpc.errors import NotFound
 
     full = _full(target, proj, name)
     if not follow or deployments.find(target.mesh, full) is None:
-        print_log(target.mesh.runner.TailLogs, full, replica=replica, lines=lines or 0)
+        print_log(target.mesh.runner.TailLogs, full, replica=replica, lines=lines or 0, label=not replica)
         return
     try:
-        print_following(deployments.follow(target.mesh, full, replica=replica, lines=lines or 0))
+        print_following(deployments.follow(target.mesh, full, replica=replica, lines=lines or 0), label=not replica)
     except NotFound as error:
         target.voice.info(error.message)
 
@@ -166,8 +166,6 @@ def new(
     if name is None:
         target.voice.warn(f"Deployment is anonymous. Using random name: {last_id(made.name)}")
     made = _await(target, made, key)
-    if made.status.port_error:
-        target.voice.warn(made.status.port_error)
     _tell(target, made, owner)
     output.show(documents.deployment(made), key, target.output, pretty=target.pretty)
 
@@ -198,17 +196,8 @@ def _await(target: Target, made: Any, key: str) -> Any:
 
 def _tell(target: Target, made: Any, owner: str) -> None:
     """Says where predictions are answered."""
-    if made.status.address and not made.status.port_error:
+    if made.status.address:
         target.voice.info(f"Predictions at http://{made.status.address}/predict")
-    router = target.mesh.info().router_address
-    if not router:
-        from noronha.rpc.errors import NoronhaError
-        from noronha.v1 import router_pb2
-
-        try:
-            router = target.mesh.router.GetProxy(router_pb2.GetProxyRequest()).address
-        except NoronhaError as error:
-            target.voice.debug(f"the router does not tell its address: {error.message}")
-    if router:
+    if router := target.mesh.router_address():
         deploy = made.name.rpartition("/")[2]
         target.voice.info(f"Predictions at http://{router}/predict?project={owner}&deploy={deploy}")

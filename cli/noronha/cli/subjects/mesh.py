@@ -22,7 +22,7 @@ def subject() -> None:
     """The mesh: the services behind all of this."""
 
 
-def _document(info: mesh_pb2.MeshInfo, address: str) -> dict[str, Any]:
+def _document(info: mesh_pb2.MeshInfo, address: str, router: str) -> dict[str, Any]:
     return {
         "mesh": "up",
         "address": address,
@@ -30,7 +30,7 @@ def _document(info: mesh_pb2.MeshInfo, address: str) -> dict[str, Any]:
         "mesh_id": info.mesh_id,
         "process": info.process_id,
         "state_dir": info.state_dir,
-        "router": info.router_address,
+        "router": router,
         "services": [
             {
                 "name": each.name,
@@ -45,7 +45,8 @@ def _document(info: mesh_pb2.MeshInfo, address: str) -> dict[str, Any]:
 
 
 def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
-    output.show(_document(info, target.mesh.address), info.mesh_id, target.output, pretty=target.pretty)
+    document = _document(info, target.mesh.address, target.mesh.router_address())
+    output.show(document, info.mesh_id, target.output, pretty=target.pretty)
 
 
 @subject.command()

@@ -68,7 +68,7 @@ class Deployment(google.protobuf.message.Message):
     replicas: builtins.int
     """Replicas wanted, 0 to 1,000. Default 1."""
     port: builtins.int
-    """Port of the deployment's own listener, 1 to 65535; 0 means none. Taken by another: status READY with `port_error`."""
+    """Port of the deployment's own listener, 1 to 65535; 0 means none. Held by another program: DEGRADED `PORT_IN_USE` until it is free."""
     revision: builtins.int
     """Number of the newest revision, from 1."""
     generation: builtins.int
@@ -231,7 +231,9 @@ class DeploymentStatus(google.protobuf.message.Message):
         READY: DeploymentStatus._State.ValueType  # 3
         """All wanted replicas of the newest revision are ready and routed."""
         DEGRADED: DeploymentStatus._State.ValueType  # 4
-        """Serving, but fewer replicas than wanted are ready, or an older revision serves because the newest failed."""
+        """Serving, but fewer replicas than wanted are ready, or an older revision serves because the newest failed, or not on the
+        deployment's own port because another program holds it.
+        """
         FAILED: DeploymentStatus._State.ValueType  # 5
         """Nothing serves; `error` says why."""
         STOPPED: DeploymentStatus._State.ValueType  # 6
@@ -249,7 +251,9 @@ class DeploymentStatus(google.protobuf.message.Message):
     READY: DeploymentStatus.State.ValueType  # 3
     """All wanted replicas of the newest revision are ready and routed."""
     DEGRADED: DeploymentStatus.State.ValueType  # 4
-    """Serving, but fewer replicas than wanted are ready, or an older revision serves because the newest failed."""
+    """Serving, but fewer replicas than wanted are ready, or an older revision serves because the newest failed, or not on the
+    deployment's own port because another program holds it.
+    """
     FAILED: DeploymentStatus.State.ValueType  # 5
     """Nothing serves; `error` says why."""
     STOPPED: DeploymentStatus.State.ValueType  # 6

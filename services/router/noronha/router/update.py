@@ -124,9 +124,18 @@ def summary(outcomes: Sequence[Outcome]) -> tuple[int, bytes]:
     statuses = {each.status for each in outcomes}
     status = statuses.pop() if len(statuses) == 1 else 0
     known = status in HTTPStatus._value2member_map_ and status >= 400
-    names = {each.replica.rpartition("/")[2]: f"{each.status or 'no answer'}: {each.said}" for each in failed}
+    names = {each.replica.rpartition("/")[2]: _told(each) for each in failed}
     error = f"{len(failed)} of {len(outcomes)} replicas did not take the update"
     return _error(status if known else HTTPStatus.BAD_GATEWAY, error, failed=names)
+
+
+def _told(outcome: Outcome) -> dict[str, object]:
+    """Returns what a replica answered, JSON as such and anything else as text; the status is null without an answer."""
+    try:
+        answer: object = json.loads(outcome.said)
+    except ValueError:
+        answer = outcome.said
+    return {"status": outcome.status or None, "answer": answer}
 
 
 def _error(status: int, error: str, **more: object) -> tuple[int, bytes]:

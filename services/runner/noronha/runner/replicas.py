@@ -200,7 +200,7 @@ class Controller:
 
     @property
     def _is_routed(self) -> bool:
-        return self._routed == self._wanted_routes()
+        return self._routed == self._wanted_routes() and self._port == self.deployment.port
 
     def _route(self) -> float | None:
         """Has the proxy's routes confirmed beside everything else; one question at a time.
@@ -210,12 +210,11 @@ class Controller:
         if self._routing is not None:
             return None
         again_at = self._port_asked + PORT_PATIENCE if self._port_error and self.deployment.port else None
-        moved = self._port != self.deployment.port or (again_at is not None and time.monotonic() >= again_at)
-        if self._is_routed and not moved:
+        if self._is_routed and (again_at is None or time.monotonic() < again_at):
             return again_at
         present, absent = self._wanted_routes()
         if not present and not absent:
-            self._routed = (present, absent)
+            self._routed, self._port = (present, absent), self.deployment.port
             return None
         self._routing = asyncio.create_task(self._confirm(present, absent), name=f"routes of {self.name}")
         return None

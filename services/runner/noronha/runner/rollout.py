@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from google.rpc import status_pb2
 
-from noronha.runner.sessions import reason_of
+from noronha.runner.sessions import failure, reason_of
 from noronha.v1 import deployment_pb2, replica_pb2
 
 LIVE = frozenset({replica_pb2.Replica.STARTING, replica_pb2.Replica.READY})
@@ -182,6 +182,10 @@ def status_of(
     settled = count > 0 and newest_ready >= count and living <= set(wanted)
     if count == 0:
         status.state = State.PROGRESSING if present else State.STOPPED
+    elif settled and routed and status.port_error:
+        status.state = State.DEGRADED
+        why = f"{status.port_error}; predictions are answered through the router alone"
+        _explain(status, "PORT_IN_USE", failure("PORT_IN_USE", why))
     elif settled and routed:
         status.state = State.READY
     elif settled and routing_error is not None:

@@ -120,7 +120,7 @@ def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
-def listing(*, order: bool = True) -> Callable[[Command], Command]:
+def listing() -> Callable[[Command], Command]:
     """The options of every ``list``."""
     return stack(
         click.option("-f", "--filter", "query", type=JSON, help="Query in MongoDB's JSON syntax."),

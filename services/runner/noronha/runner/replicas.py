@@ -116,8 +116,6 @@ class Controller:
         changed = deployment.generation > self.deployment.generation
         if changed:
             self._failures.clear()
-            if deployment.port != self.deployment.port:
-                self._routed = None
             status = self.deployment.status
             self.deployment = deployment
             self.deployment.status.CopyFrom(status)

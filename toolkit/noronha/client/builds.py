@@ -16,7 +16,7 @@ from noronha.rpc import names
 from noronha.rpc.errors import FailedPrecondition
 
 if TYPE_CHECKING:
-    from noronha.client.transfer import Progress
+    from noronha.client.meter import Progress
     from noronha.v1 import build_pb2, file_pb2, project_pb2
 
 

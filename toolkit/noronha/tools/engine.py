@@ -359,7 +359,7 @@ def _tags(cell: Any) -> list[str]:
 
 def _line(text: Any) -> str:
     text = str("".join(text) if isinstance(text, list) else text)
-    return text if not text or text.endswith("\n") else text + "\n"
+    return text if not text or text.endswith("\n") else f"{text}\n"
 
 
 def _size(content: dict[str, Any]) -> int:

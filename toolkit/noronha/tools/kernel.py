@@ -20,9 +20,12 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from noronha.tools.failures import NotebookFailure
+
+if TYPE_CHECKING:
+    from jupyter_client.connect import KernelConnectionInfo
 
 START_TIMEOUT = 120.0
 """Seconds a kernel may take until it answers; a cold environment on a slow disk needs some of them."""
@@ -223,7 +226,7 @@ class Kernel:
         context.setsockopt(zmq.RCVHWM, 0)
         client = AsyncKernelClient(context=context)
         self._client = client
-        client.load_connection_info(self.connection)
+        client.load_connection_info(cast("KernelConnectionInfo", self.connection))
         client.start_channels(hb=False, stdin=False)
         await self._answered(client, cancelled, deadline, timeout)
         if cancelled.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -118,7 +119,7 @@ def notebook(target: Target, name: str, proj: str | None, path: str | None) -> N
     full = _full(target, proj, name)
     if path == "-":
         for chunk in trainings.executed_notebook(target.mesh, full):
-            click.get_binary_stream("stdout").write(chunk)
+            sys.stdout.buffer.write(chunk)
         return
     chosen = Path(path or f"{name}.ipynb")
     if chosen.exists():

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noronha.client.connect import Mesh, Notice, _silent
+from noronha.client.meter import Progress
 from noronha.client.persistence import persistently
 from noronha.client.references import last_id
-from noronha.client.meter import Progress
 from noronha.rpc import names
 from noronha.rpc.errors import AlreadyExists, NotFound
 

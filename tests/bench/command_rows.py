@@ -55,9 +55,9 @@ def start() -> list[Row]:
             time.sleep(3)  # what starts beside the first answer has settled; the figure is of a mesh at rest
             memory.append(resident_mb(bench.process_id()))
             children = subprocess.run(
-                ["pgrep", "-P", str(bench.process_id())], capture_output=True, text=True, check=False
-            ).stdout.split()
-            memory[-1] += sum(resident_mb(int(child)) for child in children)
+                ["ps", "--ppid", str(bench.process_id()), "-o", "pid=,comm="], capture_output=True, text=True, check=False
+            ).stdout.splitlines()
+            memory[-1] += sum(resident_mb(int(line.split()[0])) for line in children if line.split()[1] != "envoy")
     return [
         Row("embedded mesh from nothing to answering", "printed", f"{statistics.median(times):.2f} s", None, "1.5 s", "", f"{min(times):.2f}-{max(times):.2f} s"),
         Row("its resident memory without Envoy, idle", "printed", f"{statistics.median(memory):.0f} MiB", None, "150 MB", "", f"{min(memory):.0f}-{max(memory):.0f} MiB"),

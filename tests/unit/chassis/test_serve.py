@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from noronha.chassis.principals import Kind, Principal, Tokens, load_key
 from noronha.rpc.dial import dial
+from noronha.rpc.errors import NoronhaError
 from noronha.v1 import mesh_pb2, mesh_pb2_grpc
 
 COMMAND = [sys.executable, "-m", "noronha.chassis", "store"]
@@ -93,6 +95,29 @@ def test_the_socket_and_the_secrets_are_their_owners_alone(state: Path) -> None:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def test_on_the_socket_only_who_brings_no_token_is_the_owner(state: Path) -> None:
+    server, address = _start(state)
+    tokens = Tokens(load_key(state))
+    refused = {
+        tokens.mint(Principal(Kind.USER, "ana")): "NOT_ALLOWED",
+        tokens.mint(Principal(Kind.TASK, "projects/p/trainings/t", project="projects/p")): "NOT_ALLOWED",
+        tokens.mint(Principal(Kind.OWNER, "me"), lifetime=-1): "TOKEN_EXPIRED",
+        Tokens(b"k" * 32).mint(Principal(Kind.OWNER, "me")): "BAD_TOKEN",
+        "nonsense": "BAD_TOKEN",
+    }
+    try:
+        for token, reason in refused.items():
+            with dial(address, token=token) as channel, pytest.raises(NoronhaError) as raised:
+                mesh_pb2_grpc.MeshStub(channel).Shutdown(mesh_pb2.ShutdownRequest())
+            assert raised.value.reason == reason
+        with dial(address) as channel:
+            mesh_pb2_grpc.MeshStub(channel).Shutdown(mesh_pb2.ShutdownRequest())
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_port_in_use_is_one_line(state: Path) -> None:

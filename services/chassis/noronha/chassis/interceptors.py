@@ -16,7 +16,7 @@ import grpc.aio
 from noronha.chassis import principals
 from noronha.chassis.call_log import CallLog
 from noronha.chassis.principals import ANONYMOUS, TENANT_HEADER, Kind, Principal, Tokens
-from noronha.rpc.errors import DETAILS_KEY, Internal, NoronhaError, Unauthenticated, to_status
+from noronha.rpc.errors import DETAILS_KEY, Internal, NoronhaError, Unauthenticated, Unimplemented, to_status
 
 REQUEST_HEADER = "x-request-id"
 """Header that carries the id under which a call and what it caused are logged."""
@@ -82,6 +82,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         token = tenant = request = ""
         for key, value in context.invocation_metadata():
             if key == "authorization":
+                if token:
+                    raise Unauthenticated("the call brings two authorization headers; send one", reason="BAD_TOKEN")
                 token = value
             elif key == TENANT_HEADER:
                 tenant = value
@@ -186,7 +188,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._calls.write(time.time(), current_request(), method, principal.identity, _STATUS[code].name, took)
 
     async def _abort(self, method: str, context: Any, error: Exception) -> int:
-        if not isinstance(error, NoronhaError):
+        if isinstance(error, NotImplementedError):  # of an rpc that a service has and a server does not carry out
+            name = method.rpartition("/")[2]
+            error = Unimplemented(f"this mesh has no {name} yet", reason="NOT_IMPLEMENTED", method=name)
+        elif not isinstance(error, NoronhaError):
             log.error("%s failed, request %s", method, current_request(), exc_info=error)
             error = Internal(
                 f"something went wrong inside the mesh; its log has the details under {current_request()}",

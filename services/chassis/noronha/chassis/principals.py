@@ -159,7 +159,6 @@ def _methods(service: str, kinds: frozenset[Kind], *methods: str) -> dict[str, f
 TABLE: dict[str, frozenset[Kind]] = {
     **_methods("grpc.health.v1.Health", _ANY, "Check", "Watch", "List"),
     **_methods("grpc.reflection.v1alpha.ServerReflection", _PEOPLE, "ServerReflectionInfo"),
-    **_methods("grpc.reflection.v1.ServerReflection", _PEOPLE, "ServerReflectionInfo"),
     **_methods("noronha.v1.Mesh", _KNOWN, "GetInfo"),
     **_methods("noronha.v1.Mesh", _OWNER, "Shutdown"),
     **_methods(
@@ -202,10 +201,7 @@ TABLE: dict[str, frozenset[Kind]] = {
     **_methods("noronha.v1.Store", _OWNER, "CollectGarbage"),
     **_methods("noronha.v1.Router", _PEOPLE, "UpdateTraffic", "DeleteTraffic", "GetProxy"),
     **_methods("noronha.v1.Router", _SERVICE, "WaitForRoutes"),
-    **_methods(
-        "envoy.service.discovery.v3.AggregatedDiscoveryService", _SERVICE,
-        "StreamAggregatedResources", "DeltaAggregatedResources",
-    ),
+    **_methods("envoy.service.discovery.v3.AggregatedDiscoveryService", _SERVICE, "StreamAggregatedResources"),
 }  # fmt: skip
 """Who may call what, by the path of the rpc."""
 

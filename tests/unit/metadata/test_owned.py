@@ -215,6 +215,26 @@ async def test_creating_is_answered_once(mesh: Any) -> None:
     await refused(AlreadyExists, "REQUEST_ID_REUSED", create(b"g", "projects/p/trainings/u"))
 
 
+async def test_changing_is_answered_once(mesh: Any) -> None:
+    await mesh.project()
+    await mesh.training()
+
+    def change(fingerprint: bytes, words: str) -> Any:
+        return mesh.service.records.UpdateRecord(
+            records_pb2.UpdateRecordRequest(
+                resource={"training": training_pb2.Training(name=T, warnings=[words])},
+                request_id="one", request_fingerprint=fingerprint,
+            )
+        )  # fmt: skip
+
+    first = await change(b"f", "first")
+    await mesh.service.change("training", training_pb2.Training(name=T, warnings=["later"]))
+    assert await change(b"f", "first") == first
+    found = await mesh.owner.metadata.GetTraining(pb.GetTrainingRequest(name=T))
+    assert list(found.warnings) == ["later"]
+    await refused(AlreadyExists, "REQUEST_ID_REUSED", change(b"g", "another"))
+
+
 async def test_changes_touch_what_they_name(mesh: Any) -> None:
     await mesh.project()
     made = await mesh.training(params_json='{"a": 1}', warnings=["x"])

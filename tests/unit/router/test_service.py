@@ -23,6 +23,7 @@ from noronha.chassis.principals import Kind, Principal, Tokens
 from noronha.rpc.dial import dial
 from noronha.rpc.errors import (
     Aborted,
+    AlreadyExists,
     DeadlineExceeded,
     InvalidArgument,
     NoronhaError,
@@ -253,6 +254,23 @@ def test_traffic_is_set_changed_and_taken_back(mesh: Mesh) -> None:
     )
     assert len(changed.targets) == 1
     assert {mesh.label("d") for _ in range(5)} == {"rev2"}
+    assert mesh.router.UpdateTraffic(asked).targets == made.targets, "a late repeat is answered as the first time"
+    assert {mesh.label("d") for _ in range(5)} == {"rev2"}, "and undoes nothing that came between"
+    again = router_pb2.UpdateTrafficRequest(
+        traffic=traffic_pb2.Traffic(name=name, targets=[target(revision=2, weight=2)]), request_id=str(uuid.uuid4())
+    )
+    made = mesh.router.UpdateTraffic(again)
+    mesh.router.UpdateTraffic(
+        router_pb2.UpdateTrafficRequest(traffic=traffic_pb2.Traffic(name=name, targets=[target(revision=2, weight=1)]))
+    )
+    assert mesh.router.UpdateTraffic(again).targets == made.targets
+    assert mesh.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name)).targets[0].weight == 1
+    again.traffic.targets[0].weight = 3
+    with pytest.raises(AlreadyExists) as reused:
+        mesh.router.UpdateTraffic(again)
+    assert reused.value.reason == "REQUEST_ID_REUSED"
+    stored = mesh.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
+    mesh.router.UpdateTraffic(router_pb2.UpdateTrafficRequest(traffic=traffic_pb2.Traffic(name=name, sticky_key="?of")))
     with pytest.raises(Aborted):
         mesh.router.UpdateTraffic(
             router_pb2.UpdateTrafficRequest(

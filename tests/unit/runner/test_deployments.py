@@ -393,6 +393,24 @@ def test_a_request_asked_twice_is_done_once(mesh: TestMesh) -> None:
     assert [mesh.runner.UpdateDeployment(change).revision for _ in range(3)] == [2, 2, 2]
 
 
+def test_a_change_asked_twice_undoes_nothing_that_came_between(mesh: TestMesh) -> None:
+    mesh.deploy(notebook(), replicas=0)
+    mesh.stands(NAME, "STOPPED")
+    mask = field_mask_pb2.FieldMask(paths=["details_json"])
+    change = runner_pb2.UpdateDeploymentRequest(
+        deployment=deployment_pb2.Deployment(name=NAME, details_json='{"by": 1}', etag=mesh.deployment(NAME).etag),
+        update_mask=mask, request_id=new_request_id(),
+    )  # fmt: skip
+    first = mesh.runner.UpdateDeployment(change)
+    update(mesh, "details_json", details_json='{"by": 2}')
+    assert mesh.runner.UpdateDeployment(change) == first
+    assert mesh.deployment(NAME).details_json == '{"by": 2}'
+    change.deployment.details_json = '{"by": 3}'
+    with pytest.raises(AlreadyExists) as reused:
+        mesh.runner.UpdateDeployment(change)
+    assert reused.value.reason == "REQUEST_ID_REUSED"
+
+
 def test_a_name_that_is_used_again(mesh: TestMesh) -> None:
     for answer in ("one", "two"):
         made = mesh.deploy(predicting(answer))

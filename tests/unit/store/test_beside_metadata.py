@@ -88,10 +88,11 @@ def test_garbage_is_what_no_record_and_no_upload_refers_to(pair: Rig, metadata: 
     publish(metadata, model, "v1", put(store, published).upload, file("a", published))
     store.AbortUpload(store_pb2.AbortUploadRequest(upload=put(store, forgotten).upload))
     put(store, waiting)
-    told = store.CollectGarbage(store_pb2.CollectGarbageRequest(dry_run=True))
+    *_, told = store.CollectGarbage(store_pb2.CollectGarbageRequest(dry_run=True))
     assert told.deleted_blobs >= 1
     assert fetch(store, digest_of(forgotten)) == forgotten
-    store.CollectGarbage(store_pb2.CollectGarbageRequest())
+    *_, done = store.CollectGarbage(store_pb2.CollectGarbageRequest())
+    assert done == told
     assert fetch(store, digest_of(published)) == published
     assert fetch(store, digest_of(waiting)) == waiting
     with pytest.raises(NotFound):
@@ -103,16 +104,30 @@ def test_each_tenant_s_records_keep_its_own_blobs(pair: Rig, metadata: Any, mode
     publish(metadata, model, "v1", put(pair.stub(), data).upload, file("a", data))
     ana = pair.stub(Kind.USER, "ana", tenant="elsewhere")
     ana.AbortUpload(store_pb2.AbortUploadRequest(upload=put(ana, data).upload))
-    pair.stub().CollectGarbage(store_pb2.CollectGarbageRequest())
+    list(pair.stub().CollectGarbage(store_pb2.CollectGarbageRequest()))
     assert fetch(pair.stub(), digest_of(data)) == data
     with pytest.raises(NotFound):
         fetch(ana, digest_of(data))
 
 
+def test_a_collection_is_told_of_from_its_first_tenant_to_its_last(pair: Rig, metadata: Any, model: str) -> None:
+    mine, theirs = os.urandom(1000), os.urandom(1001)
+    ana = pair.stub(Kind.USER, "ana", tenant="elsewhere")
+    for store, data in ((pair.stub(), mine), (ana, theirs)):
+        store.AbortUpload(store_pb2.AbortUploadRequest(upload=put(store, data).upload))
+    answers = list(pair.stub().CollectGarbage(store_pb2.CollectGarbageRequest()))
+    told = [answer.deleted_bytes for answer in answers]
+    assert told == sorted(told) and len(told) >= 3, "one for each tenant at least, and the totals"
+    assert told[-1] >= len(mine) + len(theirs)
+    for store, data in ((pair.stub(), mine), (ana, theirs)):
+        with pytest.raises(NotFound):
+            fetch(store, digest_of(data))
+
+
 def test_only_the_owner_collects(pair: Rig) -> None:
     for kind in (Kind.USER, Kind.TASK, Kind.SERVICE):
         with pytest.raises(PermissionDenied):
-            pair.stub(kind).CollectGarbage(store_pb2.CollectGarbageRequest())
+            list(pair.stub(kind).CollectGarbage(store_pb2.CollectGarbageRequest()))
 
 
 def test_publishings_beside_collections_lose_nothing(pair: Rig, metadata: Any, model: str, tmp_path: Path) -> None:
@@ -123,7 +138,7 @@ def test_publishings_beside_collections_lose_nothing(pair: Rig, metadata: Any, m
         store = pair.stub()
         while not stop.is_set():
             try:
-                store.CollectGarbage(store_pb2.CollectGarbageRequest())
+                list(store.CollectGarbage(store_pb2.CollectGarbageRequest()))
                 collected.append(1)
             except NoronhaError as error:
                 assert error.reason == "COLLECTING"
@@ -170,9 +185,9 @@ def test_a_collection_without_metadata_deletes_nothing(own_rig: Rig) -> None:
     data = os.urandom(100)
     store.AbortUpload(store_pb2.AbortUploadRequest(upload=put(store, data).upload))
     with pytest.raises(NoronhaError) as raised:
-        store.CollectGarbage(store_pb2.CollectGarbageRequest())
+        list(store.CollectGarbage(store_pb2.CollectGarbageRequest()))
     assert raised.value.reason == "PEER_UNKNOWN"
     assert fetch(store, digest_of(data)) == data
     with pytest.raises(NoronhaError) as raised:
-        store.CollectGarbage(store_pb2.CollectGarbageRequest())
+        list(store.CollectGarbage(store_pb2.CollectGarbageRequest()))
     assert raised.value.reason == "PEER_UNKNOWN", "the first collection still keeps others out"

@@ -109,6 +109,23 @@ def test_what_nothing_refers_to_is_deleted_and_the_rest_stays(shop: Shop) -> Non
     assert len(list(shop.objects.list())) == 2
 
 
+def test_a_collection_that_is_given_up_deletes_no_more_and_lets_others_in(shop: Shop) -> None:
+    data = [os.urandom(100) for _ in range(3)]
+    for each in data:
+        shop.give_up(shop.put(each))
+    collection = Collection(shop.stores, dry_run=False)
+    collection.begin()
+
+    def marks() -> Iterator[str]:
+        collection.give_up()
+        yield from ()
+
+    collection.sweep(ANA.tenant, marks())
+    collection.abandon()
+    assert all(map(shop.has, data))
+    assert shop.collect().deleted_blobs == 3
+
+
 def test_an_upload_opened_after_the_records_were_listed_holds_its_blobs(shop: Shop) -> None:
     data = os.urandom(1000)
     shop.give_up(shop.put(data))

@@ -250,14 +250,13 @@ def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) ->
     Tasks go on unless ``stop_tasks``. Raises DeadlineExceeded ``MESH_SLOW`` when an embedded mesh is still there after
     ``timeout`` seconds.
     """
-    from noronha.rpc.dial import new_request_id
     from noronha.v1 import mesh_pb2
 
     path = Path(mesh.address.removeprefix("unix:")) if mesh.address.startswith("unix:") else None
     socket_file = _identity(path)
     stopped = []
     for server in mesh.servers():
-        request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks, request_id=new_request_id())
+        request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks)
         stopped.append(server.Shutdown(request, timeout=timeout).process_id)
     if path is None:
         return stopped

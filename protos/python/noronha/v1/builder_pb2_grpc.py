@@ -47,15 +47,17 @@ class BuilderServicer(object):
     def CreateBuild(self, request, context):
         """Starts a build under a tag and answers at once with its record, PENDING; it goes on when the client leaves. A used tag
         gets the next revision; one build of a tag runs at a time: ABORTED `BUILD_RUNNING`. Raises NOT_FOUND for the project;
-        FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; UNIMPLEMENTED `SOURCE_NOT_SUPPORTED` where the
-        backend cannot take the source. Repeats with the same `request_id` are harmless.
+        FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT
+        `BAD_ORIGIN`, `BAD_REPOSITORY`, `BAD_REFERENCE`, `BAD_PATH`, `BAD_DIGEST`, `DUPLICATE_PATH`, `TOO_MANY_FILES`; UNIMPLEMENTED
+        `SOURCE_NOT_SUPPORTED` where the backend cannot take the source. A repeated `request_id` is answered as in Metadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelBuild(self, request, context):
-        """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND.
+        """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND; UNAVAILABLE
+        `BUILDER_AWAY` while the server that builds it does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +72,7 @@ class BuilderServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TailLogs(self, request, context):
-        """Streams a build's log. Raises NOT_FOUND.
+        """Streams a build's log. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

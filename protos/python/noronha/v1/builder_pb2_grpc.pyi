@@ -30,15 +30,18 @@ class BuilderStub:
     ]
     """Starts a build under a tag and answers at once with its record, PENDING; it goes on when the client leaves. A used tag
     gets the next revision; one build of a tag runs at a time: ABORTED `BUILD_RUNNING`. Raises NOT_FOUND for the project;
-    FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; UNIMPLEMENTED `SOURCE_NOT_SUPPORTED` where the
-    backend cannot take the source. Repeats with the same `request_id` are harmless.
+    FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT
+    `BAD_ORIGIN`, `BAD_REPOSITORY`, `BAD_REFERENCE`, `BAD_PATH`, `BAD_DIGEST`, `DUPLICATE_PATH`, `TOO_MANY_FILES`; UNIMPLEMENTED
+    `SOURCE_NOT_SUPPORTED` where the backend cannot take the source. A repeated `request_id` is answered as in Metadata.
     """
 
     CancelBuild: grpc.UnaryUnaryMultiCallable[
         noronha.v1.builder_pb2.CancelBuildRequest,
         noronha.v1.build_pb2.Build,
     ]
-    """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND."""
+    """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND; UNAVAILABLE
+    `BUILDER_AWAY` while the server that builds it does not answer.
+    """
 
     DeleteBuild: grpc.UnaryUnaryMultiCallable[
         noronha.v1.builder_pb2.DeleteBuildRequest,
@@ -52,7 +55,7 @@ class BuilderStub:
         noronha.v1.log_pb2.TailLogsRequest,
         noronha.v1.log_pb2.TailLogsResponse,
     ]
-    """Streams a build's log. Raises NOT_FOUND."""
+    """Streams a build's log. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`."""
 
 class BuilderAsyncStub:
     """Turns a project's source into something runnable and records it as a build. Read builds through Metadata."""
@@ -63,15 +66,18 @@ class BuilderAsyncStub:
     ]
     """Starts a build under a tag and answers at once with its record, PENDING; it goes on when the client leaves. A used tag
     gets the next revision; one build of a tag runs at a time: ABORTED `BUILD_RUNNING`. Raises NOT_FOUND for the project;
-    FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; UNIMPLEMENTED `SOURCE_NOT_SUPPORTED` where the
-    backend cannot take the source. Repeats with the same `request_id` are harmless.
+    FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT
+    `BAD_ORIGIN`, `BAD_REPOSITORY`, `BAD_REFERENCE`, `BAD_PATH`, `BAD_DIGEST`, `DUPLICATE_PATH`, `TOO_MANY_FILES`; UNIMPLEMENTED
+    `SOURCE_NOT_SUPPORTED` where the backend cannot take the source. A repeated `request_id` is answered as in Metadata.
     """
 
     CancelBuild: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.builder_pb2.CancelBuildRequest,
         noronha.v1.build_pb2.Build,
     ]
-    """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND."""
+    """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND; UNAVAILABLE
+    `BUILDER_AWAY` while the server that builds it does not answer.
+    """
 
     DeleteBuild: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.builder_pb2.DeleteBuildRequest,
@@ -85,7 +91,7 @@ class BuilderAsyncStub:
         noronha.v1.log_pb2.TailLogsRequest,
         noronha.v1.log_pb2.TailLogsResponse,
     ]
-    """Streams a build's log. Raises NOT_FOUND."""
+    """Streams a build's log. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`."""
 
 class BuilderServicer(metaclass=abc.ABCMeta):
     """Turns a project's source into something runnable and records it as a build. Read builds through Metadata."""
@@ -98,8 +104,9 @@ class BuilderServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[noronha.v1.build_pb2.Build, collections.abc.Awaitable[noronha.v1.build_pb2.Build]]:
         """Starts a build under a tag and answers at once with its record, PENDING; it goes on when the client leaves. A used tag
         gets the next revision; one build of a tag runs at a time: ABORTED `BUILD_RUNNING`. Raises NOT_FOUND for the project;
-        FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; UNIMPLEMENTED `SOURCE_NOT_SUPPORTED` where the
-        backend cannot take the source. Repeats with the same `request_id` are harmless.
+        FAILED_PRECONDITION `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NO_SOURCE`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT
+        `BAD_ORIGIN`, `BAD_REPOSITORY`, `BAD_REFERENCE`, `BAD_PATH`, `BAD_DIGEST`, `DUPLICATE_PATH`, `TOO_MANY_FILES`; UNIMPLEMENTED
+        `SOURCE_NOT_SUPPORTED` where the backend cannot take the source. A repeated `request_id` is answered as in Metadata.
         """
 
     @abc.abstractmethod
@@ -108,7 +115,9 @@ class BuilderServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.builder_pb2.CancelBuildRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.build_pb2.Build, collections.abc.Awaitable[noronha.v1.build_pb2.Build]]:
-        """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND."""
+        """Asks a build to end; best effort, ends in CANCELLED. Ended ones stay as they are. Raises NOT_FOUND; UNAVAILABLE
+        `BUILDER_AWAY` while the server that builds it does not answer.
+        """
 
     @abc.abstractmethod
     def DeleteBuild(
@@ -126,6 +135,6 @@ class BuilderServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.log_pb2.TailLogsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[noronha.v1.log_pb2.TailLogsResponse], collections.abc.AsyncIterator[noronha.v1.log_pb2.TailLogsResponse]]:
-        """Streams a build's log. Raises NOT_FOUND."""
+        """Streams a build's log. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`."""
 
 def add_BuilderServicer_to_server(servicer: BuilderServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -19,7 +19,7 @@ class Chest(google.protobuf.message.Message):
 
     @typing.final
     class Credentials(google.protobuf.message.Message):
-        """A user and a password."""
+        """A user and a password. In a change, one that is empty keeps what is held."""
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -60,7 +60,7 @@ class Chest(google.protobuf.message.Message):
     """Opaque tag of this state of the record."""
     @property
     def credentials(self) -> global___Chest.Credentials:
-        """The credentials; absent in a change keeps what is there."""
+        """The credentials; absent in a change keeps what is there. In this version FAILED_PRECONDITION `NO_SECRETS_BACKEND`."""
 
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:

@@ -172,7 +172,7 @@ class DeploymentSpec(google.protobuf.message.Message):
 
     @property
     def environment(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Environment variables that the user gave. Names that Noronha sets itself are refused."""
+        """Environment variables that the user gave. Names that Noronha sets itself are refused. 64 KiB in all."""
 
     @property
     def mounts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[noronha.v1.mount_pb2.Mount]:
@@ -280,7 +280,7 @@ class DeploymentStatus(google.protobuf.message.Message):
     serving_revision: builtins.int
     """Newest revision whose replicas were all ready; what serves when a newer one fails."""
     reason: builtins.str
-    """Reason of `error`, upper-case words joined by `_`."""
+    """Reason of `error`, upper-case words joined by `_`: those of tasks, and `START_TIMEOUT`, `NOT_SERVING`, `PORT_IN_USE`."""
     port_error: builtins.str
     """Why the deployment's own port does not listen; empty when it does."""
     address: builtins.str

@@ -12,10 +12,9 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
-from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15noronha/v1/mesh.proto\x12\nnoronha.v1\x1a\x1fgoogle/api/field_behavior.proto\"\x10\n\x0eGetInfoRequest\"\x8f\x02\n\x08MeshInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07mesh_id\x18\x02 \x01(\t\x12)\n\x08services\x18\x03 \x03(\x0b\x32\x17.noronha.v1.ServiceInfo\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x16\n\x0erouter_address\x18\x05 \x01(\t\x12\x12\n\nprocess_id\x18\x06 \x01(\x05\x12\x11\n\tstate_dir\x18\x07 \x01(\t\x12\x34\n\x08settings\x18\x08 \x03(\x0b\x32\".noronha.v1.MeshInfo.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0bServiceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\">\n\x0fShutdownRequest\x12\x12\n\nstop_tasks\x18\x01 \x01(\x08\x12\x17\n\nrequest_id\x18\x02 \x01(\tB\x03\xe0\x41\x01\"&\n\x10ShutdownResponse\x12\x12\n\nprocess_id\x18\x01 \x01(\x05\x32\x8a\x01\n\x04Mesh\x12;\n\x07GetInfo\x12\x1a.noronha.v1.GetInfoRequest\x1a\x14.noronha.v1.MeshInfo\x12\x45\n\x08Shutdown\x12\x1b.noronha.v1.ShutdownRequest\x1a\x1c.noronha.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15noronha/v1/mesh.proto\x12\nnoronha.v1\"\x10\n\x0eGetInfoRequest\"\x8f\x02\n\x08MeshInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07mesh_id\x18\x02 \x01(\t\x12)\n\x08services\x18\x03 \x03(\x0b\x32\x17.noronha.v1.ServiceInfo\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x16\n\x0erouter_address\x18\x05 \x01(\t\x12\x12\n\nprocess_id\x18\x06 \x01(\x05\x12\x11\n\tstate_dir\x18\x07 \x01(\t\x12\x34\n\x08settings\x18\x08 \x03(\x0b\x32\".noronha.v1.MeshInfo.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0bServiceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"%\n\x0fShutdownRequest\x12\x12\n\nstop_tasks\x18\x01 \x01(\x08\"&\n\x10ShutdownResponse\x12\x12\n\nprocess_id\x18\x01 \x01(\x05\x32\x8a\x01\n\x04Mesh\x12;\n\x07GetInfo\x12\x1a.noronha.v1.GetInfoRequest\x1a\x14.noronha.v1.MeshInfo\x12\x45\n\x08Shutdown\x12\x1b.noronha.v1.ShutdownRequest\x1a\x1c.noronha.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,20 +23,18 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_MESHINFO_SETTINGSENTRY']._options = None
   _globals['_MESHINFO_SETTINGSENTRY']._serialized_options = b'8\001'
-  _globals['_SHUTDOWNREQUEST'].fields_by_name['request_id']._options = None
-  _globals['_SHUTDOWNREQUEST'].fields_by_name['request_id']._serialized_options = b'\340A\001'
-  _globals['_GETINFOREQUEST']._serialized_start=70
-  _globals['_GETINFOREQUEST']._serialized_end=86
-  _globals['_MESHINFO']._serialized_start=89
-  _globals['_MESHINFO']._serialized_end=360
-  _globals['_MESHINFO_SETTINGSENTRY']._serialized_start=313
-  _globals['_MESHINFO_SETTINGSENTRY']._serialized_end=360
-  _globals['_SERVICEINFO']._serialized_start=362
-  _globals['_SERVICEINFO']._serialized_end=457
-  _globals['_SHUTDOWNREQUEST']._serialized_start=459
-  _globals['_SHUTDOWNREQUEST']._serialized_end=521
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=523
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=561
-  _globals['_MESH']._serialized_start=564
-  _globals['_MESH']._serialized_end=702
+  _globals['_GETINFOREQUEST']._serialized_start=37
+  _globals['_GETINFOREQUEST']._serialized_end=53
+  _globals['_MESHINFO']._serialized_start=56
+  _globals['_MESHINFO']._serialized_end=327
+  _globals['_MESHINFO_SETTINGSENTRY']._serialized_start=280
+  _globals['_MESHINFO_SETTINGSENTRY']._serialized_end=327
+  _globals['_SERVICEINFO']._serialized_start=329
+  _globals['_SERVICEINFO']._serialized_end=424
+  _globals['_SHUTDOWNREQUEST']._serialized_start=426
+  _globals['_SHUTDOWNREQUEST']._serialized_end=463
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=465
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=503
+  _globals['_MESH']._serialized_start=506
+  _globals['_MESH']._serialized_end=644
 # @@protoc_insertion_point(module_scope)

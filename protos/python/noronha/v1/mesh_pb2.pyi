@@ -63,7 +63,7 @@ class MeshInfo(google.protobuf.message.Message):
     process_id: builtins.int
     """Process id of the server."""
     state_dir: builtins.str
-    """Folder of the mesh's state on the server's machine; empty for callers other than its owner."""
+    """Folder of the mesh's state on the server's machine; empty for callers other than its owner and services."""
     @property
     def services(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ServiceInfo]:
         """Services mounted on this server, and those it was told of."""
@@ -74,7 +74,9 @@ class MeshInfo(google.protobuf.message.Message):
 
     @property
     def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Fingerprint of the settings that a client can contradict, by key, values as text; secrets are left out."""
+        """Fingerprint of the settings that a client can contradict, by key, values as text; secrets are left out. Empty for callers
+        other than the mesh's owner and services.
+        """
 
     def __init__(
         self,
@@ -133,18 +135,14 @@ class ShutdownRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STOP_TASKS_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
     stop_tasks: builtins.bool
     """Whether tasks, deployments and the proxy are stopped as well."""
-    request_id: builtins.str
-    """Id that our clients always send; see ARCHITECTURE.md. At most 36 characters."""
     def __init__(
         self,
         *,
         stop_tasks: builtins.bool = ...,
-        request_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "stop_tasks", b"stop_tasks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["stop_tasks", b"stop_tasks"]) -> None: ...
 
 global___ShutdownRequest = ShutdownRequest
 

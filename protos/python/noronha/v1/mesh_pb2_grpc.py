@@ -7,6 +7,19 @@ from noronha.v1 import mesh_pb2 as noronha_dot_v1_dot_mesh__pb2
 
 class MeshStub(object):
     """Tells what a server is. Mounted on every server beside its services.
+
+    Every call of every service. Who calls is said by one header `authorization: Bearer {token}`; without it the caller is
+    nobody, and on the embedded socket, which only its owner can open, the owner. UNAUTHENTICATED `NO_TOKEN`, `BAD_TOKEN` or
+    `TOKEN_EXPIRED` says that the mesh does not know the caller, PERMISSION_DENIED `NOT_ALLOWED` that the call is not for
+    callers of this kind, `OUT_OF_SCOPE` that a task names what is not of its own project and models. A caller sees its own
+    tenant alone; a service that acts for a caller names that tenant in the header `noronha-tenant`, read from services only.
+    The header `x-request-id` names the call in the logs of all servers that it reaches.
+
+    An error carries one google.rpc.ErrorInfo of the domain `noronha` with its reason, and what its text speaks of as metadata.
+    A request that is wrong is INVALID_ARGUMENT, with a google.rpc.BadRequest where single fields are to blame. A server that
+    starts, stops or cannot reach another one is UNAVAILABLE, `PEER_UNKNOWN` where it was not told of it; what this version has
+    no part for yet is UNIMPLEMENTED `NOT_IMPLEMENTED`. A message has at most 4 MiB, a record 3 MiB: INVALID_ARGUMENT
+    `RECORD_TOO_LARGE`. A disk that is full is RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     def __init__(self, channel):
@@ -29,17 +42,31 @@ class MeshStub(object):
 
 class MeshServicer(object):
     """Tells what a server is. Mounted on every server beside its services.
+
+    Every call of every service. Who calls is said by one header `authorization: Bearer {token}`; without it the caller is
+    nobody, and on the embedded socket, which only its owner can open, the owner. UNAUTHENTICATED `NO_TOKEN`, `BAD_TOKEN` or
+    `TOKEN_EXPIRED` says that the mesh does not know the caller, PERMISSION_DENIED `NOT_ALLOWED` that the call is not for
+    callers of this kind, `OUT_OF_SCOPE` that a task names what is not of its own project and models. A caller sees its own
+    tenant alone; a service that acts for a caller names that tenant in the header `noronha-tenant`, read from services only.
+    The header `x-request-id` names the call in the logs of all servers that it reaches.
+
+    An error carries one google.rpc.ErrorInfo of the domain `noronha` with its reason, and what its text speaks of as metadata.
+    A request that is wrong is INVALID_ARGUMENT, with a google.rpc.BadRequest where single fields are to blame. A server that
+    starts, stops or cannot reach another one is UNAVAILABLE, `PEER_UNKNOWN` where it was not told of it; what this version has
+    no part for yet is UNIMPLEMENTED `NOT_IMPLEMENTED`. A message has at most 4 MiB, a record 3 MiB: INVALID_ARGUMENT
+    `RECORD_TOO_LARGE`. A disk that is full is RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     def GetInfo(self, request, context):
-        """Returns the server's version, its features and the mesh it belongs to. Any principal.
+        """Returns the server's version, its features and the mesh it belongs to. For every caller but nobody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Shutdown(self, request, context):
-        """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner only.
+        """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner
+        only. Harmless to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,6 +94,19 @@ def add_MeshServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Mesh(object):
     """Tells what a server is. Mounted on every server beside its services.
+
+    Every call of every service. Who calls is said by one header `authorization: Bearer {token}`; without it the caller is
+    nobody, and on the embedded socket, which only its owner can open, the owner. UNAUTHENTICATED `NO_TOKEN`, `BAD_TOKEN` or
+    `TOKEN_EXPIRED` says that the mesh does not know the caller, PERMISSION_DENIED `NOT_ALLOWED` that the call is not for
+    callers of this kind, `OUT_OF_SCOPE` that a task names what is not of its own project and models. A caller sees its own
+    tenant alone; a service that acts for a caller names that tenant in the header `noronha-tenant`, read from services only.
+    The header `x-request-id` names the call in the logs of all servers that it reaches.
+
+    An error carries one google.rpc.ErrorInfo of the domain `noronha` with its reason, and what its text speaks of as metadata.
+    A request that is wrong is INVALID_ARGUMENT, with a google.rpc.BadRequest where single fields are to blame. A server that
+    starts, stops or cannot reach another one is UNAVAILABLE, `PEER_UNKNOWN` where it was not told of it; what this version has
+    no part for yet is UNIMPLEMENTED `NOT_IMPLEMENTED`. A message has at most 4 MiB, a record 3 MiB: INVALID_ARGUMENT
+    `RECORD_TOO_LARGE`. A disk that is full is RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     @staticmethod

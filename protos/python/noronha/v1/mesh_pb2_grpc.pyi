@@ -18,38 +18,84 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class MeshStub:
-    """Tells what a server is. Mounted on every server beside its services."""
+    """Tells what a server is. Mounted on every server beside its services.
+
+    Every call of every service. Who calls is said by one header `authorization: Bearer {token}`; without it the caller is
+    nobody, and on the embedded socket, which only its owner can open, the owner. UNAUTHENTICATED `NO_TOKEN`, `BAD_TOKEN` or
+    `TOKEN_EXPIRED` says that the mesh does not know the caller, PERMISSION_DENIED `NOT_ALLOWED` that the call is not for
+    callers of this kind, `OUT_OF_SCOPE` that a task names what is not of its own project and models. A caller sees its own
+    tenant alone; a service that acts for a caller names that tenant in the header `noronha-tenant`, read from services only.
+    The header `x-request-id` names the call in the logs of all servers that it reaches.
+
+    An error carries one google.rpc.ErrorInfo of the domain `noronha` with its reason, and what its text speaks of as metadata.
+    A request that is wrong is INVALID_ARGUMENT, with a google.rpc.BadRequest where single fields are to blame. A server that
+    starts, stops or cannot reach another one is UNAVAILABLE, `PEER_UNKNOWN` where it was not told of it; what this version has
+    no part for yet is UNIMPLEMENTED `NOT_IMPLEMENTED`. A message has at most 4 MiB, a record 3 MiB: INVALID_ARGUMENT
+    `RECORD_TOO_LARGE`. A disk that is full is RESOURCE_EXHAUSTED `NO_SPACE`.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     GetInfo: grpc.UnaryUnaryMultiCallable[
         noronha.v1.mesh_pb2.GetInfoRequest,
         noronha.v1.mesh_pb2.MeshInfo,
     ]
-    """Returns the server's version, its features and the mesh it belongs to. Any principal."""
+    """Returns the server's version, its features and the mesh it belongs to. For every caller but nobody."""
 
     Shutdown: grpc.UnaryUnaryMultiCallable[
         noronha.v1.mesh_pb2.ShutdownRequest,
         noronha.v1.mesh_pb2.ShutdownResponse,
     ]
-    """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner only."""
+    """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner
+    only. Harmless to repeat.
+    """
 
 class MeshAsyncStub:
-    """Tells what a server is. Mounted on every server beside its services."""
+    """Tells what a server is. Mounted on every server beside its services.
+
+    Every call of every service. Who calls is said by one header `authorization: Bearer {token}`; without it the caller is
+    nobody, and on the embedded socket, which only its owner can open, the owner. UNAUTHENTICATED `NO_TOKEN`, `BAD_TOKEN` or
+    `TOKEN_EXPIRED` says that the mesh does not know the caller, PERMISSION_DENIED `NOT_ALLOWED` that the call is not for
+    callers of this kind, `OUT_OF_SCOPE` that a task names what is not of its own project and models. A caller sees its own
+    tenant alone; a service that acts for a caller names that tenant in the header `noronha-tenant`, read from services only.
+    The header `x-request-id` names the call in the logs of all servers that it reaches.
+
+    An error carries one google.rpc.ErrorInfo of the domain `noronha` with its reason, and what its text speaks of as metadata.
+    A request that is wrong is INVALID_ARGUMENT, with a google.rpc.BadRequest where single fields are to blame. A server that
+    starts, stops or cannot reach another one is UNAVAILABLE, `PEER_UNKNOWN` where it was not told of it; what this version has
+    no part for yet is UNIMPLEMENTED `NOT_IMPLEMENTED`. A message has at most 4 MiB, a record 3 MiB: INVALID_ARGUMENT
+    `RECORD_TOO_LARGE`. A disk that is full is RESOURCE_EXHAUSTED `NO_SPACE`.
+    """
 
     GetInfo: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.mesh_pb2.GetInfoRequest,
         noronha.v1.mesh_pb2.MeshInfo,
     ]
-    """Returns the server's version, its features and the mesh it belongs to. Any principal."""
+    """Returns the server's version, its features and the mesh it belongs to. For every caller but nobody."""
 
     Shutdown: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.mesh_pb2.ShutdownRequest,
         noronha.v1.mesh_pb2.ShutdownResponse,
     ]
-    """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner only."""
+    """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner
+    only. Harmless to repeat.
+    """
 
 class MeshServicer(metaclass=abc.ABCMeta):
-    """Tells what a server is. Mounted on every server beside its services."""
+    """Tells what a server is. Mounted on every server beside its services.
+
+    Every call of every service. Who calls is said by one header `authorization: Bearer {token}`; without it the caller is
+    nobody, and on the embedded socket, which only its owner can open, the owner. UNAUTHENTICATED `NO_TOKEN`, `BAD_TOKEN` or
+    `TOKEN_EXPIRED` says that the mesh does not know the caller, PERMISSION_DENIED `NOT_ALLOWED` that the call is not for
+    callers of this kind, `OUT_OF_SCOPE` that a task names what is not of its own project and models. A caller sees its own
+    tenant alone; a service that acts for a caller names that tenant in the header `noronha-tenant`, read from services only.
+    The header `x-request-id` names the call in the logs of all servers that it reaches.
+
+    An error carries one google.rpc.ErrorInfo of the domain `noronha` with its reason, and what its text speaks of as metadata.
+    A request that is wrong is INVALID_ARGUMENT, with a google.rpc.BadRequest where single fields are to blame. A server that
+    starts, stops or cannot reach another one is UNAVAILABLE, `PEER_UNKNOWN` where it was not told of it; what this version has
+    no part for yet is UNIMPLEMENTED `NOT_IMPLEMENTED`. A message has at most 4 MiB, a record 3 MiB: INVALID_ARGUMENT
+    `RECORD_TOO_LARGE`. A disk that is full is RESOURCE_EXHAUSTED `NO_SPACE`.
+    """
 
     @abc.abstractmethod
     def GetInfo(
@@ -57,7 +103,7 @@ class MeshServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.mesh_pb2.GetInfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.mesh_pb2.MeshInfo, collections.abc.Awaitable[noronha.v1.mesh_pb2.MeshInfo]]:
-        """Returns the server's version, its features and the mesh it belongs to. Any principal."""
+        """Returns the server's version, its features and the mesh it belongs to. For every caller but nobody."""
 
     @abc.abstractmethod
     def Shutdown(
@@ -65,6 +111,8 @@ class MeshServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.mesh_pb2.ShutdownRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.mesh_pb2.ShutdownResponse, collections.abc.Awaitable[noronha.v1.mesh_pb2.ShutdownResponse]]:
-        """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner only."""
+        """Stops the server: drains calls, leaves tasks and the proxy running unless asked otherwise, answers before it goes. Owner
+        only. Harmless to repeat.
+        """
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

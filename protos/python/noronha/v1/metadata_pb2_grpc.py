@@ -28,13 +28,17 @@ class MetadataStub(object):
     than asked for; only an empty `next_page_token` means the end. A token that is not ours, or that belongs to another
     query, is INVALID_ARGUMENT `BAD_PAGE_TOKEN`. `filter` is one JSON object in the closed language of docs/filters.md; an
     unknown operator is INVALID_ARGUMENT `BAD_FILTER`, naming it. `order_by` is `name`, `create_time` or `update_time`,
-    with ` desc` for the reverse; default `name`. `read_mask` names the fields to answer; empty means all.
+    with ` desc` for the reverse; default `name`; anything else is INVALID_ARGUMENT `BAD_ORDER`. `read_mask` names the fields to
+    answer; empty means all; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
 
     Changes. An `etag` that is sent and no longer current is ABORTED `STALE_ETAG`; without one the last change wins. An
     `update_mask` that is empty means every field that is set, `*` all of them; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
+    Where others change the same without end, ABORTED `BUSY`: try again. A field outside its limits is INVALID_ARGUMENT
+    `BAD_FIELD`, a text that is not one JSON object as the field asks for `BAD_JSON`. Records that cannot be reached are
+    UNAVAILABLE `RECORDS_UNAVAILABLE`, damaged ones DATA_LOSS `RECORDS_DAMAGED`.
 
     Request ids. A repeated `request_id` with the same body is answered as the first time, for 24 hours; with another body
-    it is ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    it is ALREADY_EXISTS `REQUEST_ID_REUSED`; with more than 36 characters INVALID_ARGUMENT `BAD_REQUEST_ID`.
     """
 
     def __init__(self, channel):
@@ -290,13 +294,17 @@ class MetadataServicer(object):
     than asked for; only an empty `next_page_token` means the end. A token that is not ours, or that belongs to another
     query, is INVALID_ARGUMENT `BAD_PAGE_TOKEN`. `filter` is one JSON object in the closed language of docs/filters.md; an
     unknown operator is INVALID_ARGUMENT `BAD_FILTER`, naming it. `order_by` is `name`, `create_time` or `update_time`,
-    with ` desc` for the reverse; default `name`. `read_mask` names the fields to answer; empty means all.
+    with ` desc` for the reverse; default `name`; anything else is INVALID_ARGUMENT `BAD_ORDER`. `read_mask` names the fields to
+    answer; empty means all; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
 
     Changes. An `etag` that is sent and no longer current is ABORTED `STALE_ETAG`; without one the last change wins. An
     `update_mask` that is empty means every field that is set, `*` all of them; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
+    Where others change the same without end, ABORTED `BUSY`: try again. A field outside its limits is INVALID_ARGUMENT
+    `BAD_FIELD`, a text that is not one JSON object as the field asks for `BAD_JSON`. Records that cannot be reached are
+    UNAVAILABLE `RECORDS_UNAVAILABLE`, damaged ones DATA_LOSS `RECORDS_DAMAGED`.
 
     Request ids. A repeated `request_id` with the same body is answered as the first time, for 24 hours; with another body
-    it is ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    it is ALREADY_EXISTS `REQUEST_ID_REUSED`; with more than 36 characters INVALID_ARGUMENT `BAD_REQUEST_ID`.
     """
 
     def GetProject(self, request, context):
@@ -388,7 +396,9 @@ class MetadataServicer(object):
 
     def CreateModelVersion(self, request, context):
         """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
-        references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`.
+        references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
+        `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
+        `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -396,7 +406,7 @@ class MetadataServicer(object):
 
     def PublishModelVersion(self, request, context):
         """Publishes the next revision of a version; fields outside `update_mask` and, without an upload, the files are carried
-        over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`.
+        over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`, INVALID_ARGUMENT `UPLOAD_UNWANTED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -461,7 +471,7 @@ class MetadataServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateAlias(self, request, context):
-        """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version.
+        """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version; INVALID_ARGUMENT `OTHER_MODEL` for another model's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -469,7 +479,7 @@ class MetadataServicer(object):
 
     def MoveAlias(self, request, context):
         """Moves an alias by compare-and-swap and keeps the move in its history. Raises ABORTED `STALE_ALIAS` when it does not stand
-        for `expected_model_version`.
+        for `expected_model_version`; INVALID_ARGUMENT `OTHER_MODEL`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -616,14 +626,16 @@ class MetadataServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SearchResources(self, request, context):
-        """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name.
+        """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name. Raises
+        INVALID_ARGUMENT `BAD_QUERY`, `BAD_KIND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLineage(self, request, context):
-        """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND.
+        """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND; INVALID_ARGUMENT
+        `BAD_DEPTH`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -632,7 +644,8 @@ class MetadataServicer(object):
     def Watch(self, request, context):
         """Streams the present state of the chosen resources, then a bookmark, then changes as they happen. Level-triggered: states
         in between may be skipped, the last never. A bookmark comes at least every 30 s. A token too old to resume from:
-        OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended.
+        OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended. Raises
+        INVALID_ARGUMENT `BAD_NAMES`, `BAD_RESUME_TOKEN`, `BAD_FILTER`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -893,13 +906,17 @@ class Metadata(object):
     than asked for; only an empty `next_page_token` means the end. A token that is not ours, or that belongs to another
     query, is INVALID_ARGUMENT `BAD_PAGE_TOKEN`. `filter` is one JSON object in the closed language of docs/filters.md; an
     unknown operator is INVALID_ARGUMENT `BAD_FILTER`, naming it. `order_by` is `name`, `create_time` or `update_time`,
-    with ` desc` for the reverse; default `name`. `read_mask` names the fields to answer; empty means all.
+    with ` desc` for the reverse; default `name`; anything else is INVALID_ARGUMENT `BAD_ORDER`. `read_mask` names the fields to
+    answer; empty means all; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
 
     Changes. An `etag` that is sent and no longer current is ABORTED `STALE_ETAG`; without one the last change wins. An
     `update_mask` that is empty means every field that is set, `*` all of them; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
+    Where others change the same without end, ABORTED `BUSY`: try again. A field outside its limits is INVALID_ARGUMENT
+    `BAD_FIELD`, a text that is not one JSON object as the field asks for `BAD_JSON`. Records that cannot be reached are
+    UNAVAILABLE `RECORDS_UNAVAILABLE`, damaged ones DATA_LOSS `RECORDS_DAMAGED`.
 
     Request ids. A repeated `request_id` with the same body is answered as the first time, for 24 hours; with another body
-    it is ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    it is ALREADY_EXISTS `REQUEST_ID_REUSED`; with more than 36 characters INVALID_ARGUMENT `BAD_REQUEST_ID`.
     """
 
     @staticmethod

@@ -40,13 +40,17 @@ class MetadataStub:
     than asked for; only an empty `next_page_token` means the end. A token that is not ours, or that belongs to another
     query, is INVALID_ARGUMENT `BAD_PAGE_TOKEN`. `filter` is one JSON object in the closed language of docs/filters.md; an
     unknown operator is INVALID_ARGUMENT `BAD_FILTER`, naming it. `order_by` is `name`, `create_time` or `update_time`,
-    with ` desc` for the reverse; default `name`. `read_mask` names the fields to answer; empty means all.
+    with ` desc` for the reverse; default `name`; anything else is INVALID_ARGUMENT `BAD_ORDER`. `read_mask` names the fields to
+    answer; empty means all; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
 
     Changes. An `etag` that is sent and no longer current is ABORTED `STALE_ETAG`; without one the last change wins. An
     `update_mask` that is empty means every field that is set, `*` all of them; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
+    Where others change the same without end, ABORTED `BUSY`: try again. A field outside its limits is INVALID_ARGUMENT
+    `BAD_FIELD`, a text that is not one JSON object as the field asks for `BAD_JSON`. Records that cannot be reached are
+    UNAVAILABLE `RECORDS_UNAVAILABLE`, damaged ones DATA_LOSS `RECORDS_DAMAGED`.
 
     Request ids. A repeated `request_id` with the same body is answered as the first time, for 24 hours; with another body
-    it is ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    it is ALREADY_EXISTS `REQUEST_ID_REUSED`; with more than 36 characters INVALID_ARGUMENT `BAD_REQUEST_ID`.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -133,7 +137,9 @@ class MetadataStub:
         noronha.v1.model_version_pb2.ModelVersion,
     ]
     """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
-    references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`.
+    references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
+    `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
+    `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
     """
 
     PublishModelVersion: grpc.UnaryUnaryMultiCallable[
@@ -141,7 +147,7 @@ class MetadataStub:
         noronha.v1.model_version_pb2.ModelVersion,
     ]
     """Publishes the next revision of a version; fields outside `update_mask` and, without an upload, the files are carried
-    over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`.
+    over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`, INVALID_ARGUMENT `UPLOAD_UNWANTED`.
     """
 
     DeleteModelVersion: grpc.UnaryUnaryMultiCallable[
@@ -200,14 +206,14 @@ class MetadataStub:
         noronha.v1.metadata_pb2.CreateAliasRequest,
         noronha.v1.alias_pb2.Alias,
     ]
-    """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version."""
+    """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version; INVALID_ARGUMENT `OTHER_MODEL` for another model's."""
 
     MoveAlias: grpc.UnaryUnaryMultiCallable[
         noronha.v1.metadata_pb2.MoveAliasRequest,
         noronha.v1.alias_pb2.Alias,
     ]
     """Moves an alias by compare-and-swap and keeps the move in its history. Raises ABORTED `STALE_ALIAS` when it does not stand
-    for `expected_model_version`.
+    for `expected_model_version`; INVALID_ARGUMENT `OTHER_MODEL`.
     """
 
     DeleteAlias: grpc.UnaryUnaryMultiCallable[
@@ -334,13 +340,17 @@ class MetadataStub:
         noronha.v1.metadata_pb2.SearchResourcesRequest,
         noronha.v1.metadata_pb2.SearchResourcesResponse,
     ]
-    """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name."""
+    """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name. Raises
+    INVALID_ARGUMENT `BAD_QUERY`, `BAD_KIND`.
+    """
 
     GetLineage: grpc.UnaryUnaryMultiCallable[
         noronha.v1.metadata_pb2.GetLineageRequest,
         noronha.v1.metadata_pb2.Lineage,
     ]
-    """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND."""
+    """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND; INVALID_ARGUMENT
+    `BAD_DEPTH`.
+    """
 
     Watch: grpc.UnaryStreamMultiCallable[
         noronha.v1.metadata_pb2.WatchRequest,
@@ -348,7 +358,8 @@ class MetadataStub:
     ]
     """Streams the present state of the chosen resources, then a bookmark, then changes as they happen. Level-triggered: states
     in between may be skipped, the last never. A bookmark comes at least every 30 s. A token too old to resume from:
-    OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended.
+    OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended. Raises
+    INVALID_ARGUMENT `BAD_NAMES`, `BAD_RESUME_TOKEN`, `BAD_FILTER`.
     """
 
 class MetadataAsyncStub:
@@ -361,13 +372,17 @@ class MetadataAsyncStub:
     than asked for; only an empty `next_page_token` means the end. A token that is not ours, or that belongs to another
     query, is INVALID_ARGUMENT `BAD_PAGE_TOKEN`. `filter` is one JSON object in the closed language of docs/filters.md; an
     unknown operator is INVALID_ARGUMENT `BAD_FILTER`, naming it. `order_by` is `name`, `create_time` or `update_time`,
-    with ` desc` for the reverse; default `name`. `read_mask` names the fields to answer; empty means all.
+    with ` desc` for the reverse; default `name`; anything else is INVALID_ARGUMENT `BAD_ORDER`. `read_mask` names the fields to
+    answer; empty means all; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
 
     Changes. An `etag` that is sent and no longer current is ABORTED `STALE_ETAG`; without one the last change wins. An
     `update_mask` that is empty means every field that is set, `*` all of them; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
+    Where others change the same without end, ABORTED `BUSY`: try again. A field outside its limits is INVALID_ARGUMENT
+    `BAD_FIELD`, a text that is not one JSON object as the field asks for `BAD_JSON`. Records that cannot be reached are
+    UNAVAILABLE `RECORDS_UNAVAILABLE`, damaged ones DATA_LOSS `RECORDS_DAMAGED`.
 
     Request ids. A repeated `request_id` with the same body is answered as the first time, for 24 hours; with another body
-    it is ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    it is ALREADY_EXISTS `REQUEST_ID_REUSED`; with more than 36 characters INVALID_ARGUMENT `BAD_REQUEST_ID`.
     """
 
     GetProject: grpc.aio.UnaryUnaryMultiCallable[
@@ -453,7 +468,9 @@ class MetadataAsyncStub:
         noronha.v1.model_version_pb2.ModelVersion,
     ]
     """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
-    references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`.
+    references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
+    `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
+    `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
     """
 
     PublishModelVersion: grpc.aio.UnaryUnaryMultiCallable[
@@ -461,7 +478,7 @@ class MetadataAsyncStub:
         noronha.v1.model_version_pb2.ModelVersion,
     ]
     """Publishes the next revision of a version; fields outside `update_mask` and, without an upload, the files are carried
-    over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`.
+    over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`, INVALID_ARGUMENT `UPLOAD_UNWANTED`.
     """
 
     DeleteModelVersion: grpc.aio.UnaryUnaryMultiCallable[
@@ -520,14 +537,14 @@ class MetadataAsyncStub:
         noronha.v1.metadata_pb2.CreateAliasRequest,
         noronha.v1.alias_pb2.Alias,
     ]
-    """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version."""
+    """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version; INVALID_ARGUMENT `OTHER_MODEL` for another model's."""
 
     MoveAlias: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.metadata_pb2.MoveAliasRequest,
         noronha.v1.alias_pb2.Alias,
     ]
     """Moves an alias by compare-and-swap and keeps the move in its history. Raises ABORTED `STALE_ALIAS` when it does not stand
-    for `expected_model_version`.
+    for `expected_model_version`; INVALID_ARGUMENT `OTHER_MODEL`.
     """
 
     DeleteAlias: grpc.aio.UnaryUnaryMultiCallable[
@@ -654,13 +671,17 @@ class MetadataAsyncStub:
         noronha.v1.metadata_pb2.SearchResourcesRequest,
         noronha.v1.metadata_pb2.SearchResourcesResponse,
     ]
-    """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name."""
+    """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name. Raises
+    INVALID_ARGUMENT `BAD_QUERY`, `BAD_KIND`.
+    """
 
     GetLineage: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.metadata_pb2.GetLineageRequest,
         noronha.v1.metadata_pb2.Lineage,
     ]
-    """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND."""
+    """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND; INVALID_ARGUMENT
+    `BAD_DEPTH`.
+    """
 
     Watch: grpc.aio.UnaryStreamMultiCallable[
         noronha.v1.metadata_pb2.WatchRequest,
@@ -668,7 +689,8 @@ class MetadataAsyncStub:
     ]
     """Streams the present state of the chosen resources, then a bookmark, then changes as they happen. Level-triggered: states
     in between may be skipped, the last never. A bookmark comes at least every 30 s. A token too old to resume from:
-    OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended.
+    OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended. Raises
+    INVALID_ARGUMENT `BAD_NAMES`, `BAD_RESUME_TOKEN`, `BAD_FILTER`.
     """
 
 class MetadataServicer(metaclass=abc.ABCMeta):
@@ -681,13 +703,17 @@ class MetadataServicer(metaclass=abc.ABCMeta):
     than asked for; only an empty `next_page_token` means the end. A token that is not ours, or that belongs to another
     query, is INVALID_ARGUMENT `BAD_PAGE_TOKEN`. `filter` is one JSON object in the closed language of docs/filters.md; an
     unknown operator is INVALID_ARGUMENT `BAD_FILTER`, naming it. `order_by` is `name`, `create_time` or `update_time`,
-    with ` desc` for the reverse; default `name`. `read_mask` names the fields to answer; empty means all.
+    with ` desc` for the reverse; default `name`; anything else is INVALID_ARGUMENT `BAD_ORDER`. `read_mask` names the fields to
+    answer; empty means all; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
 
     Changes. An `etag` that is sent and no longer current is ABORTED `STALE_ETAG`; without one the last change wins. An
     `update_mask` that is empty means every field that is set, `*` all of them; an unknown path is INVALID_ARGUMENT `BAD_MASK`.
+    Where others change the same without end, ABORTED `BUSY`: try again. A field outside its limits is INVALID_ARGUMENT
+    `BAD_FIELD`, a text that is not one JSON object as the field asks for `BAD_JSON`. Records that cannot be reached are
+    UNAVAILABLE `RECORDS_UNAVAILABLE`, damaged ones DATA_LOSS `RECORDS_DAMAGED`.
 
     Request ids. A repeated `request_id` with the same body is answered as the first time, for 24 hours; with another body
-    it is ALREADY_EXISTS `REQUEST_ID_REUSED`.
+    it is ALREADY_EXISTS `REQUEST_ID_REUSED`; with more than 36 characters INVALID_ARGUMENT `BAD_REQUEST_ID`.
     """
 
     @abc.abstractmethod
@@ -799,7 +825,9 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.model_version_pb2.ModelVersion, collections.abc.Awaitable[noronha.v1.model_version_pb2.ModelVersion]]:
         """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
-        references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`.
+        references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
+        `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
+        `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
         """
 
     @abc.abstractmethod
@@ -809,7 +837,7 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.model_version_pb2.ModelVersion, collections.abc.Awaitable[noronha.v1.model_version_pb2.ModelVersion]]:
         """Publishes the next revision of a version; fields outside `update_mask` and, without an upload, the files are carried
-        over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`.
+        over from the newest one. Raises as CreateModelVersion, and ABORTED `STALE_REVISION`, INVALID_ARGUMENT `UPLOAD_UNWANTED`.
         """
 
     @abc.abstractmethod
@@ -886,7 +914,7 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.metadata_pb2.CreateAliasRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.alias_pb2.Alias, collections.abc.Awaitable[noronha.v1.alias_pb2.Alias]]:
-        """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version."""
+        """Creates an alias. Raises ALREADY_EXISTS; NOT_FOUND for the version; INVALID_ARGUMENT `OTHER_MODEL` for another model's."""
 
     @abc.abstractmethod
     def MoveAlias(
@@ -895,7 +923,7 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.alias_pb2.Alias, collections.abc.Awaitable[noronha.v1.alias_pb2.Alias]]:
         """Moves an alias by compare-and-swap and keeps the move in its history. Raises ABORTED `STALE_ALIAS` when it does not stand
-        for `expected_model_version`.
+        for `expected_model_version`; INVALID_ARGUMENT `OTHER_MODEL`.
         """
 
     @abc.abstractmethod
@@ -1064,7 +1092,9 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.metadata_pb2.SearchResourcesRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.metadata_pb2.SearchResourcesResponse, collections.abc.Awaitable[noronha.v1.metadata_pb2.SearchResourcesResponse]]:
-        """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name."""
+        """Searches the names and descriptions of all kinds for a text, case folded. Results are ordered by name. Raises
+        INVALID_ARGUMENT `BAD_QUERY`, `BAD_KIND`.
+        """
 
     @abc.abstractmethod
     def GetLineage(
@@ -1072,7 +1102,9 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.metadata_pb2.GetLineageRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.metadata_pb2.Lineage, collections.abc.Awaitable[noronha.v1.metadata_pb2.Lineage]]:
-        """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND."""
+        """Returns what a resource came from, or what came from it, as edges between names. Raises NOT_FOUND; INVALID_ARGUMENT
+        `BAD_DEPTH`.
+        """
 
     @abc.abstractmethod
     def Watch(
@@ -1082,7 +1114,8 @@ class MetadataServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[noronha.v1.metadata_pb2.WatchResponse], collections.abc.AsyncIterator[noronha.v1.metadata_pb2.WatchResponse]]:
         """Streams the present state of the chosen resources, then a bookmark, then changes as they happen. Level-triggered: states
         in between may be skipped, the last never. A bookmark comes at least every 30 s. A token too old to resume from:
-        OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended.
+        OUT_OF_RANGE `RESUME_TOKEN_TOO_OLD`; start afresh. The watch of one task ends by itself once the task has ended. Raises
+        INVALID_ARGUMENT `BAD_NAMES`, `BAD_RESUME_TOKEN`, `BAD_FILTER`.
         """
 
 def add_MetadataServicer_to_server(servicer: MetadataServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -71,7 +71,9 @@ class ModelVersion(google.protobuf.message.Message):
     stored: builtins.bool
     """Whether Noronha holds the files. False for a version that was recorded without its files."""
     compressed: builtins.bool
-    """Whether the files are held as one tar.gz archive."""
+    """Whether the files are held as one archive; it is then the only file, its name ends in `.tar.gz`, and who packs it holds
+    what is inside to the model's definition.
+    """
     storage_class: noronha.v1.file_pb2.StorageClass.ValueType
     """How the files are kept."""
     size_bytes: builtins.int

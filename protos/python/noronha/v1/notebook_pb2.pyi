@@ -82,7 +82,7 @@ class Notebook(google.protobuf.message.Message):
 
     @property
     def environment(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Environment variables that the user gave."""
+        """Environment variables that the user gave. Names that Noronha sets itself are refused. 64 KiB in all."""
 
     @property
     def mounts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[noronha.v1.mount_pb2.Mount]:

@@ -20,7 +20,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from noronha.v1 import resource_pb2 as noronha_dot_v1_dot_resource__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18noronha/v1/records.proto\x12\nnoronha.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19noronha/v1/resource.proto\"R\n\x06Record\x12&\n\x08resource\x18\x01 \x01(\x0b\x32\x14.noronha.v1.Resource\x12 \n\x05lease\x18\x02 \x01(\x0b\x32\x11.noronha.v1.Lease\"e\n\x05Lease\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbc\x01\n\x13\x43reateRecordRequest\x12+\n\x08resource\x18\x01 \x01(\x0b\x32\x14.noronha.v1.ResourceB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x03 \x01(\x0c\x12\x14\n\x0clease_holder\x18\x04 \x01(\t\x12\x31\n\x0elease_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x13UpdateRecordRequest\x12+\n\x08resource\x18\x01 \x01(\x0b\x32\x14.noronha.v1.ResourceB\x03\xe0\x41\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"E\n\x13\x44\x65leteRecordRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"\xfe\x01\n\x14\x43ommitRecordsRequest\x12;\n\x06writes\x18\x01 \x03(\x0b\x32&.noronha.v1.CommitRecordsRequest.WriteB\x03\xe0\x41\x02\x1a\xa8\x01\n\x05Write\x12\x31\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x1f.noronha.v1.CreateRecordRequestH\x00\x12\x31\n\x06update\x18\x02 \x01(\x0b\x32\x1f.noronha.v1.UpdateRecordRequestH\x00\x12\x31\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x1f.noronha.v1.DeleteRecordRequestH\x00\x42\x06\n\x04kind\"<\n\x15\x43ommitRecordsResponse\x12#\n\x07records\x18\x01 \x03(\x0b\x32\x12.noronha.v1.Record\"j\n\x13\x41\x63quireLeaseRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x06holder\x18\x02 \x01(\tB\x03\xe0\x41\x02\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x13ReleaseLeaseRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x12\n\x05\x66\x65nce\x18\x02 \x01(\x03\x42\x03\xe0\x41\x02\"\x1e\n\x1cListReferencedDigestsRequest\"0\n\x1dListReferencedDigestsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t2\xaf\x04\n\x07Records\x12\x43\n\x0c\x43reateRecord\x12\x1f.noronha.v1.CreateRecordRequest\x1a\x12.noronha.v1.Record\x12\x43\n\x0cUpdateRecord\x12\x1f.noronha.v1.UpdateRecordRequest\x1a\x12.noronha.v1.Record\x12G\n\x0c\x44\x65leteRecord\x12\x1f.noronha.v1.DeleteRecordRequest\x1a\x16.google.protobuf.Empty\x12T\n\rCommitRecords\x12 .noronha.v1.CommitRecordsRequest\x1a!.noronha.v1.CommitRecordsResponse\x12\x42\n\x0c\x41\x63quireLease\x12\x1f.noronha.v1.AcquireLeaseRequest\x1a\x11.noronha.v1.Lease\x12G\n\x0cReleaseLease\x12\x1f.noronha.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Empty\x12n\n\x15ListReferencedDigests\x12(.noronha.v1.ListReferencedDigestsRequest\x1a).noronha.v1.ListReferencedDigestsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18noronha/v1/records.proto\x12\nnoronha.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19noronha/v1/resource.proto\"R\n\x06Record\x12&\n\x08resource\x18\x01 \x01(\x0b\x32\x14.noronha.v1.Resource\x12 \n\x05lease\x18\x02 \x01(\x0b\x32\x11.noronha.v1.Lease\"e\n\x05Lease\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbc\x01\n\x13\x43reateRecordRequest\x12+\n\x08resource\x18\x01 \x01(\x0b\x32\x14.noronha.v1.ResourceB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x03 \x01(\x0c\x12\x14\n\x0clease_holder\x18\x04 \x01(\t\x12\x31\n\x0elease_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb3\x01\n\x13UpdateRecordRequest\x12+\n\x08resource\x18\x01 \x01(\x0b\x32\x14.noronha.v1.ResourceB\x03\xe0\x41\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x05 \x01(\x0c\"E\n\x13\x44\x65leteRecordRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"\xfe\x01\n\x14\x43ommitRecordsRequest\x12;\n\x06writes\x18\x01 \x03(\x0b\x32&.noronha.v1.CommitRecordsRequest.WriteB\x03\xe0\x41\x02\x1a\xa8\x01\n\x05Write\x12\x31\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x1f.noronha.v1.CreateRecordRequestH\x00\x12\x31\n\x06update\x18\x02 \x01(\x0b\x32\x1f.noronha.v1.UpdateRecordRequestH\x00\x12\x31\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x1f.noronha.v1.DeleteRecordRequestH\x00\x42\x06\n\x04kind\"<\n\x15\x43ommitRecordsResponse\x12#\n\x07records\x18\x01 \x03(\x0b\x32\x12.noronha.v1.Record\"j\n\x13\x41\x63quireLeaseRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x06holder\x18\x02 \x01(\tB\x03\xe0\x41\x02\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x13ReleaseLeaseRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x12\n\x05\x66\x65nce\x18\x02 \x01(\x03\x42\x03\xe0\x41\x02\"\x1e\n\x1cListReferencedDigestsRequest\"0\n\x1dListReferencedDigestsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t2\xaf\x04\n\x07Records\x12\x43\n\x0c\x43reateRecord\x12\x1f.noronha.v1.CreateRecordRequest\x1a\x12.noronha.v1.Record\x12\x43\n\x0cUpdateRecord\x12\x1f.noronha.v1.UpdateRecordRequest\x1a\x12.noronha.v1.Record\x12G\n\x0c\x44\x65leteRecord\x12\x1f.noronha.v1.DeleteRecordRequest\x1a\x16.google.protobuf.Empty\x12T\n\rCommitRecords\x12 .noronha.v1.CommitRecordsRequest\x1a!.noronha.v1.CommitRecordsResponse\x12\x42\n\x0c\x41\x63quireLease\x12\x1f.noronha.v1.AcquireLeaseRequest\x1a\x11.noronha.v1.Lease\x12G\n\x0cReleaseLease\x12\x1f.noronha.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Empty\x12n\n\x15ListReferencedDigests\x12(.noronha.v1.ListReferencedDigestsRequest\x1a).noronha.v1.ListReferencedDigestsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,23 +50,23 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_CREATERECORDREQUEST']._serialized_start=416
   _globals['_CREATERECORDREQUEST']._serialized_end=604
   _globals['_UPDATERECORDREQUEST']._serialized_start=607
-  _globals['_UPDATERECORDREQUEST']._serialized_end=737
-  _globals['_DELETERECORDREQUEST']._serialized_start=739
-  _globals['_DELETERECORDREQUEST']._serialized_end=808
-  _globals['_COMMITRECORDSREQUEST']._serialized_start=811
-  _globals['_COMMITRECORDSREQUEST']._serialized_end=1065
-  _globals['_COMMITRECORDSREQUEST_WRITE']._serialized_start=897
-  _globals['_COMMITRECORDSREQUEST_WRITE']._serialized_end=1065
-  _globals['_COMMITRECORDSRESPONSE']._serialized_start=1067
-  _globals['_COMMITRECORDSRESPONSE']._serialized_end=1127
-  _globals['_ACQUIRELEASEREQUEST']._serialized_start=1129
-  _globals['_ACQUIRELEASEREQUEST']._serialized_end=1235
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1237
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1297
-  _globals['_LISTREFERENCEDDIGESTSREQUEST']._serialized_start=1299
-  _globals['_LISTREFERENCEDDIGESTSREQUEST']._serialized_end=1329
-  _globals['_LISTREFERENCEDDIGESTSRESPONSE']._serialized_start=1331
-  _globals['_LISTREFERENCEDDIGESTSRESPONSE']._serialized_end=1379
-  _globals['_RECORDS']._serialized_start=1382
-  _globals['_RECORDS']._serialized_end=1941
+  _globals['_UPDATERECORDREQUEST']._serialized_end=786
+  _globals['_DELETERECORDREQUEST']._serialized_start=788
+  _globals['_DELETERECORDREQUEST']._serialized_end=857
+  _globals['_COMMITRECORDSREQUEST']._serialized_start=860
+  _globals['_COMMITRECORDSREQUEST']._serialized_end=1114
+  _globals['_COMMITRECORDSREQUEST_WRITE']._serialized_start=946
+  _globals['_COMMITRECORDSREQUEST_WRITE']._serialized_end=1114
+  _globals['_COMMITRECORDSRESPONSE']._serialized_start=1116
+  _globals['_COMMITRECORDSRESPONSE']._serialized_end=1176
+  _globals['_ACQUIRELEASEREQUEST']._serialized_start=1178
+  _globals['_ACQUIRELEASEREQUEST']._serialized_end=1284
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1286
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1346
+  _globals['_LISTREFERENCEDDIGESTSREQUEST']._serialized_start=1348
+  _globals['_LISTREFERENCEDDIGESTSREQUEST']._serialized_end=1378
+  _globals['_LISTREFERENCEDDIGESTSRESPONSE']._serialized_start=1380
+  _globals['_LISTREFERENCEDDIGESTSRESPONSE']._serialized_end=1428
+  _globals['_RECORDS']._serialized_start=1431
+  _globals['_RECORDS']._serialized_end=1990
 # @@protoc_insertion_point(module_scope)

@@ -124,8 +124,14 @@ class UpdateRecordRequest(google.protobuf.message.Message):
     RESOURCE_FIELD_NUMBER: builtins.int
     UPDATE_MASK_FIELD_NUMBER: builtins.int
     FENCE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REQUEST_FINGERPRINT_FIELD_NUMBER: builtins.int
     fence: builtins.int
     """Fence of the caller's lease; 0 for a write without one."""
+    request_id: builtins.str
+    """Id of the client's request that led to this, at most 36 characters; empty for none."""
+    request_fingerprint: builtins.bytes
+    """Digest of that request's body, to tell a repeat from a reuse."""
     @property
     def resource(self) -> noronha.v1.resource_pb2.Resource:
         """The resource with its full name (of a build, its revision set), the new values and, if wanted, the etag it was read with."""
@@ -140,9 +146,11 @@ class UpdateRecordRequest(google.protobuf.message.Message):
         resource: noronha.v1.resource_pb2.Resource | None = ...,
         update_mask: google.protobuf.field_mask_pb2.FieldMask | None = ...,
         fence: builtins.int = ...,
+        request_id: builtins.str = ...,
+        request_fingerprint: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["resource", b"resource", "update_mask", b"update_mask"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fence", b"fence", "resource", b"resource", "update_mask", b"update_mask"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fence", b"fence", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "resource", b"resource", "update_mask", b"update_mask"]) -> None: ...
 
 global___UpdateRecordRequest = UpdateRecordRequest
 

@@ -8,7 +8,8 @@ from noronha.v1 import records_pb2 as noronha_dot_v1_dot_records__pb2
 
 class RecordsStub(object):
     """Writes the records of builds, trainings, deployments, replicas, traffic, notebooks and islands. A part of Metadata, for
-    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent.
+    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent. A record
+    of another kind is INVALID_ARGUMENT `NOT_OWNED`. Records are of the tenant that the header `noronha-tenant` names.
 
     Leases. A record with a life carries one lease at a time. Taking it raises the fence; a write that names an older fence is
     ABORTED `STALE_FENCE`, so a replica that was away cannot undo what its successor did. A write without a fence is refused
@@ -60,7 +61,8 @@ class RecordsStub(object):
 
 class RecordsServicer(object):
     """Writes the records of builds, trainings, deployments, replicas, traffic, notebooks and islands. A part of Metadata, for
-    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent.
+    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent. A record
+    of another kind is INVALID_ARGUMENT `NOT_OWNED`. Records are of the tenant that the header `noronha-tenant` names.
 
     Leases. A record with a life carries one lease at a time. Taking it raises the fence; a write that names an older fence is
     ABORTED `STALE_FENCE`, so a replica that was away cannot undo what its successor did. A write without a fence is refused
@@ -69,14 +71,15 @@ class RecordsServicer(object):
 
     def CreateRecord(self, request, context):
         """Creates a record, and its lease when asked, in one commit. A repeated request id with the same fingerprint answers the
-        record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references.
+        record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references; INVALID_ARGUMENT `BAD_LEASE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateRecord(self, request, context):
-        """Changes fields of a record. Raises NOT_FOUND, ABORTED `STALE_ETAG` or `STALE_FENCE`, FAILED_PRECONDITION `LEASED`.
+        """Changes fields of a record. A repeated request id answers as in CreateRecord. Raises NOT_FOUND, ABORTED `STALE_ETAG` or
+        `STALE_FENCE`, FAILED_PRECONDITION `LEASED`, and `IMMUTABLE` for a revision of a deployment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +94,8 @@ class RecordsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CommitRecords(self, request, context):
-        """Makes several writes in one atomic commit, at most 100: all happen or none. Raises what the first failing one raises.
+        """Makes several writes in one atomic commit, at most 100: all happen or none. Where they name request ids it is one and the
+        same, and a repeat answers the whole commit. Raises what the first failing one raises; INVALID_ARGUMENT `BAD_WRITES`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +103,7 @@ class RecordsServicer(object):
 
     def AcquireLease(self, request, context):
         """Takes the lease of a record that nobody holds, whose lease ran out, or that the caller holds already; raises the fence
-        except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it.
+        except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it, INVALID_ARGUMENT `BAD_LEASE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +117,7 @@ class RecordsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListReferencedDigests(self, request, context):
-        """Lists every blob that any record refers to, for garbage collection; ordered by digest, in chunks.
+        """Lists every blob that any record of the tenant refers to, for garbage collection; ordered by digest, in chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,7 +170,8 @@ def add_RecordsServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Records(object):
     """Writes the records of builds, trainings, deployments, replicas, traffic, notebooks and islands. A part of Metadata, for
-    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent.
+    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent. A record
+    of another kind is INVALID_ARGUMENT `NOT_OWNED`. Records are of the tenant that the header `noronha-tenant` names.
 
     Leases. A record with a life carries one lease at a time. Taking it raises the fence; a write that names an older fence is
     ABORTED `STALE_FENCE`, so a replica that was away cannot undo what its successor did. A write without a fence is refused

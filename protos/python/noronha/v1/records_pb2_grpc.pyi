@@ -20,7 +20,8 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 
 class RecordsStub:
     """Writes the records of builds, trainings, deployments, replicas, traffic, notebooks and islands. A part of Metadata, for
-    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent.
+    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent. A record
+    of another kind is INVALID_ARGUMENT `NOT_OWNED`. Records are of the tenant that the header `noronha-tenant` names.
 
     Leases. A record with a life carries one lease at a time. Taking it raises the fence; a write that names an older fence is
     ABORTED `STALE_FENCE`, so a replica that was away cannot undo what its successor did. A write without a fence is refused
@@ -33,14 +34,16 @@ class RecordsStub:
         noronha.v1.records_pb2.Record,
     ]
     """Creates a record, and its lease when asked, in one commit. A repeated request id with the same fingerprint answers the
-    record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references.
+    record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references; INVALID_ARGUMENT `BAD_LEASE`.
     """
 
     UpdateRecord: grpc.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.UpdateRecordRequest,
         noronha.v1.records_pb2.Record,
     ]
-    """Changes fields of a record. Raises NOT_FOUND, ABORTED `STALE_ETAG` or `STALE_FENCE`, FAILED_PRECONDITION `LEASED`."""
+    """Changes fields of a record. A repeated request id answers as in CreateRecord. Raises NOT_FOUND, ABORTED `STALE_ETAG` or
+    `STALE_FENCE`, FAILED_PRECONDITION `LEASED`, and `IMMUTABLE` for a revision of a deployment.
+    """
 
     DeleteRecord: grpc.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.DeleteRecordRequest,
@@ -54,14 +57,16 @@ class RecordsStub:
         noronha.v1.records_pb2.CommitRecordsRequest,
         noronha.v1.records_pb2.CommitRecordsResponse,
     ]
-    """Makes several writes in one atomic commit, at most 100: all happen or none. Raises what the first failing one raises."""
+    """Makes several writes in one atomic commit, at most 100: all happen or none. Where they name request ids it is one and the
+    same, and a repeat answers the whole commit. Raises what the first failing one raises; INVALID_ARGUMENT `BAD_WRITES`.
+    """
 
     AcquireLease: grpc.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.AcquireLeaseRequest,
         noronha.v1.records_pb2.Lease,
     ]
     """Takes the lease of a record that nobody holds, whose lease ran out, or that the caller holds already; raises the fence
-    except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it.
+    except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it, INVALID_ARGUMENT `BAD_LEASE`.
     """
 
     ReleaseLease: grpc.UnaryUnaryMultiCallable[
@@ -74,11 +79,12 @@ class RecordsStub:
         noronha.v1.records_pb2.ListReferencedDigestsRequest,
         noronha.v1.records_pb2.ListReferencedDigestsResponse,
     ]
-    """Lists every blob that any record refers to, for garbage collection; ordered by digest, in chunks."""
+    """Lists every blob that any record of the tenant refers to, for garbage collection; ordered by digest, in chunks."""
 
 class RecordsAsyncStub:
     """Writes the records of builds, trainings, deployments, replicas, traffic, notebooks and islands. A part of Metadata, for
-    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent.
+    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent. A record
+    of another kind is INVALID_ARGUMENT `NOT_OWNED`. Records are of the tenant that the header `noronha-tenant` names.
 
     Leases. A record with a life carries one lease at a time. Taking it raises the fence; a write that names an older fence is
     ABORTED `STALE_FENCE`, so a replica that was away cannot undo what its successor did. A write without a fence is refused
@@ -90,14 +96,16 @@ class RecordsAsyncStub:
         noronha.v1.records_pb2.Record,
     ]
     """Creates a record, and its lease when asked, in one commit. A repeated request id with the same fingerprint answers the
-    record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references.
+    record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references; INVALID_ARGUMENT `BAD_LEASE`.
     """
 
     UpdateRecord: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.UpdateRecordRequest,
         noronha.v1.records_pb2.Record,
     ]
-    """Changes fields of a record. Raises NOT_FOUND, ABORTED `STALE_ETAG` or `STALE_FENCE`, FAILED_PRECONDITION `LEASED`."""
+    """Changes fields of a record. A repeated request id answers as in CreateRecord. Raises NOT_FOUND, ABORTED `STALE_ETAG` or
+    `STALE_FENCE`, FAILED_PRECONDITION `LEASED`, and `IMMUTABLE` for a revision of a deployment.
+    """
 
     DeleteRecord: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.DeleteRecordRequest,
@@ -111,14 +119,16 @@ class RecordsAsyncStub:
         noronha.v1.records_pb2.CommitRecordsRequest,
         noronha.v1.records_pb2.CommitRecordsResponse,
     ]
-    """Makes several writes in one atomic commit, at most 100: all happen or none. Raises what the first failing one raises."""
+    """Makes several writes in one atomic commit, at most 100: all happen or none. Where they name request ids it is one and the
+    same, and a repeat answers the whole commit. Raises what the first failing one raises; INVALID_ARGUMENT `BAD_WRITES`.
+    """
 
     AcquireLease: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.records_pb2.AcquireLeaseRequest,
         noronha.v1.records_pb2.Lease,
     ]
     """Takes the lease of a record that nobody holds, whose lease ran out, or that the caller holds already; raises the fence
-    except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it.
+    except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it, INVALID_ARGUMENT `BAD_LEASE`.
     """
 
     ReleaseLease: grpc.aio.UnaryUnaryMultiCallable[
@@ -131,11 +141,12 @@ class RecordsAsyncStub:
         noronha.v1.records_pb2.ListReferencedDigestsRequest,
         noronha.v1.records_pb2.ListReferencedDigestsResponse,
     ]
-    """Lists every blob that any record refers to, for garbage collection; ordered by digest, in chunks."""
+    """Lists every blob that any record of the tenant refers to, for garbage collection; ordered by digest, in chunks."""
 
 class RecordsServicer(metaclass=abc.ABCMeta):
     """Writes the records of builds, trainings, deployments, replicas, traffic, notebooks and islands. A part of Metadata, for
-    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent.
+    services only. References are checked and completed as in Metadata; output-only fields are taken as they are sent. A record
+    of another kind is INVALID_ARGUMENT `NOT_OWNED`. Records are of the tenant that the header `noronha-tenant` names.
 
     Leases. A record with a life carries one lease at a time. Taking it raises the fence; a write that names an older fence is
     ABORTED `STALE_FENCE`, so a replica that was away cannot undo what its successor did. A write without a fence is refused
@@ -149,7 +160,7 @@ class RecordsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.records_pb2.Record, collections.abc.Awaitable[noronha.v1.records_pb2.Record]]:
         """Creates a record, and its lease when asked, in one commit. A repeated request id with the same fingerprint answers the
-        record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references.
+        record as first made. Raises ALREADY_EXISTS, also `REQUEST_ID_REUSED`; NOT_FOUND for references; INVALID_ARGUMENT `BAD_LEASE`.
         """
 
     @abc.abstractmethod
@@ -158,7 +169,9 @@ class RecordsServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.records_pb2.UpdateRecordRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.records_pb2.Record, collections.abc.Awaitable[noronha.v1.records_pb2.Record]]:
-        """Changes fields of a record. Raises NOT_FOUND, ABORTED `STALE_ETAG` or `STALE_FENCE`, FAILED_PRECONDITION `LEASED`."""
+        """Changes fields of a record. A repeated request id answers as in CreateRecord. Raises NOT_FOUND, ABORTED `STALE_ETAG` or
+        `STALE_FENCE`, FAILED_PRECONDITION `LEASED`, and `IMMUTABLE` for a revision of a deployment.
+        """
 
     @abc.abstractmethod
     def DeleteRecord(
@@ -176,7 +189,9 @@ class RecordsServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.records_pb2.CommitRecordsRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.records_pb2.CommitRecordsResponse, collections.abc.Awaitable[noronha.v1.records_pb2.CommitRecordsResponse]]:
-        """Makes several writes in one atomic commit, at most 100: all happen or none. Raises what the first failing one raises."""
+        """Makes several writes in one atomic commit, at most 100: all happen or none. Where they name request ids it is one and the
+        same, and a repeat answers the whole commit. Raises what the first failing one raises; INVALID_ARGUMENT `BAD_WRITES`.
+        """
 
     @abc.abstractmethod
     def AcquireLease(
@@ -185,7 +200,7 @@ class RecordsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.records_pb2.Lease, collections.abc.Awaitable[noronha.v1.records_pb2.Lease]]:
         """Takes the lease of a record that nobody holds, whose lease ran out, or that the caller holds already; raises the fence
-        except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it.
+        except for a renewal. Raises NOT_FOUND, FAILED_PRECONDITION `LEASED` while somebody else holds it, INVALID_ARGUMENT `BAD_LEASE`.
         """
 
     @abc.abstractmethod
@@ -202,6 +217,6 @@ class RecordsServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.records_pb2.ListReferencedDigestsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[noronha.v1.records_pb2.ListReferencedDigestsResponse], collections.abc.AsyncIterator[noronha.v1.records_pb2.ListReferencedDigestsResponse]]:
-        """Lists every blob that any record refers to, for garbage collection; ordered by digest, in chunks."""
+        """Lists every blob that any record of the tenant refers to, for garbage collection; ordered by digest, in chunks."""
 
 def add_RecordsServicer_to_server(servicer: RecordsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1anoronha/v1/resources.proto\x12\nnoronha.v1\"\xe0\x03\n\tResources\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12.\n\x08requests\x18\x02 \x01(\x0b\x32\x1c.noronha.v1.Resources.Amount\x12,\n\x06limits\x18\x03 \x01(\x0b\x32\x1c.noronha.v1.Resources.Amount\x12\x12\n\nenable_gpu\x18\x04 \x01(\x08\x12\x37\n\x0cservice_type\x18\x05 \x01(\x0e\x32!.noronha.v1.Resources.ServiceType\x12\x33\n\nauto_scale\x18\x06 \x01(\x0b\x32\x1f.noronha.v1.Resources.AutoScale\x1a.\n\x06\x41mount\x12\x11\n\tcpu_milli\x18\x01 \x01(\x03\x12\x11\n\tmemory_mb\x18\x02 \x01(\x03\x1aS\n\tAutoScale\x12\x14\n\x0cmin_replicas\x18\x01 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x02 \x01(\x05\x12\x1a\n\x12target_cpu_percent\x18\x03 \x01(\x05\"]\n\x0bServiceType\x12\x1c\n\x18SERVICE_TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nCLUSTER_IP\x10\x01\x12\r\n\tNODE_PORT\x10\x02\x12\x11\n\rLOAD_BALANCER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1anoronha/v1/resources.proto\x12\nnoronha.v1\"\xf6\x03\n\tResources\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12.\n\x08requests\x18\x02 \x01(\x0b\x32\x1c.noronha.v1.Resources.Amount\x12,\n\x06limits\x18\x03 \x01(\x0b\x32\x1c.noronha.v1.Resources.Amount\x12\x12\n\nenable_gpu\x18\x04 \x01(\x08\x12\x37\n\x0cservice_type\x18\x05 \x01(\x0e\x32!.noronha.v1.Resources.ServiceType\x12\x33\n\nauto_scale\x18\x06 \x01(\x0b\x32\x1f.noronha.v1.Resources.AutoScale\x1a.\n\x06\x41mount\x12\x11\n\tcpu_milli\x18\x01 \x01(\x03\x12\x11\n\tmemory_mb\x18\x02 \x01(\x03\x1ai\n\tAutoScale\x12\x19\n\x0cmin_replicas\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cmax_replicas\x18\x02 \x01(\x05\x12\x1a\n\x12target_cpu_percent\x18\x03 \x01(\x05\x42\x0f\n\r_min_replicas\"]\n\x0bServiceType\x12\x1c\n\x18SERVICE_TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nCLUSTER_IP\x10\x01\x12\r\n\tNODE_PORT\x10\x02\x12\x11\n\rLOAD_BALANCER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,11 +22,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'noronha.v1.resources_pb2', 
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_RESOURCES']._serialized_start=43
-  _globals['_RESOURCES']._serialized_end=523
+  _globals['_RESOURCES']._serialized_end=545
   _globals['_RESOURCES_AMOUNT']._serialized_start=297
   _globals['_RESOURCES_AMOUNT']._serialized_end=343
   _globals['_RESOURCES_AUTOSCALE']._serialized_start=345
-  _globals['_RESOURCES_AUTOSCALE']._serialized_end=428
-  _globals['_RESOURCES_SERVICETYPE']._serialized_start=430
-  _globals['_RESOURCES_SERVICETYPE']._serialized_end=523
+  _globals['_RESOURCES_AUTOSCALE']._serialized_end=450
+  _globals['_RESOURCES_SERVICETYPE']._serialized_start=452
+  _globals['_RESOURCES_SERVICETYPE']._serialized_end=545
 # @@protoc_insertion_point(module_scope)

@@ -80,7 +80,7 @@ class Resources(google.protobuf.message.Message):
         MAX_REPLICAS_FIELD_NUMBER: builtins.int
         TARGET_CPU_PERCENT_FIELD_NUMBER: builtins.int
         min_replicas: builtins.int
-        """Fewest replicas, default 1."""
+        """Fewest replicas. Default 1."""
         max_replicas: builtins.int
         """Most replicas, default 10."""
         target_cpu_percent: builtins.int
@@ -88,11 +88,13 @@ class Resources(google.protobuf.message.Message):
         def __init__(
             self,
             *,
-            min_replicas: builtins.int = ...,
+            min_replicas: builtins.int | None = ...,
             max_replicas: builtins.int = ...,
             target_cpu_percent: builtins.int = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_cpu_percent", b"target_cpu_percent"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["_min_replicas", b"_min_replicas", "min_replicas", b"min_replicas"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_min_replicas", b"_min_replicas", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_cpu_percent", b"target_cpu_percent"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["_min_replicas", b"_min_replicas"]) -> typing.Literal["min_replicas"] | None: ...
 
     PROFILE_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int

@@ -47,15 +47,17 @@ class RouterServicer(object):
 
     def UpdateTraffic(self, request, context):
         """Sets how a deployment's requests are shared among its revisions, and answers once the proxy has taken it. Raises NOT_FOUND
-        for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`; FAILED_PRECONDITION
-        `PROXY_REJECTED` with what the proxy said.
+        for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`, `BAD_MASK`; FAILED_PRECONDITION
+        `PROXY_REJECTED` with what the proxy said. What is recorded and not taken up yet is DEADLINE_EXCEEDED `ROUTES_LATE`, or
+        FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. A repeated `request_id` is answered as in Metadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTraffic(self, request, context):
-        """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat.
+        """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat. Raises NOT_FOUND for the
+        deployment; ABORTED `STALE_ETAG`; DEADLINE_EXCEEDED and FAILED_PRECONDITION as UpdateTraffic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,7 +65,7 @@ class RouterServicer(object):
 
     def WaitForRoutes(self, request, context):
         """Waits until the proxy has accepted routes that hold, or no longer hold, the named replicas. Raises DEADLINE_EXCEEDED when
-        that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
+        `ROUTES_LATE` when that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,22 +30,25 @@ class RouterStub:
         noronha.v1.traffic_pb2.Traffic,
     ]
     """Sets how a deployment's requests are shared among its revisions, and answers once the proxy has taken it. Raises NOT_FOUND
-    for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`; FAILED_PRECONDITION
-    `PROXY_REJECTED` with what the proxy said.
+    for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`, `BAD_MASK`; FAILED_PRECONDITION
+    `PROXY_REJECTED` with what the proxy said. What is recorded and not taken up yet is DEADLINE_EXCEEDED `ROUTES_LATE`, or
+    FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. A repeated `request_id` is answered as in Metadata.
     """
 
     DeleteTraffic: grpc.UnaryUnaryMultiCallable[
         noronha.v1.router_pb2.DeleteTrafficRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat."""
+    """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat. Raises NOT_FOUND for the
+    deployment; ABORTED `STALE_ETAG`; DEADLINE_EXCEEDED and FAILED_PRECONDITION as UpdateTraffic.
+    """
 
     WaitForRoutes: grpc.UnaryUnaryMultiCallable[
         noronha.v1.router_pb2.WaitForRoutesRequest,
         noronha.v1.router_pb2.WaitForRoutesResponse,
     ]
     """Waits until the proxy has accepted routes that hold, or no longer hold, the named replicas. Raises DEADLINE_EXCEEDED when
-    that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
+    `ROUTES_LATE` when that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
     """
 
     GetProxy: grpc.UnaryUnaryMultiCallable[
@@ -64,22 +67,25 @@ class RouterAsyncStub:
         noronha.v1.traffic_pb2.Traffic,
     ]
     """Sets how a deployment's requests are shared among its revisions, and answers once the proxy has taken it. Raises NOT_FOUND
-    for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`; FAILED_PRECONDITION
-    `PROXY_REJECTED` with what the proxy said.
+    for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`, `BAD_MASK`; FAILED_PRECONDITION
+    `PROXY_REJECTED` with what the proxy said. What is recorded and not taken up yet is DEADLINE_EXCEEDED `ROUTES_LATE`, or
+    FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. A repeated `request_id` is answered as in Metadata.
     """
 
     DeleteTraffic: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.router_pb2.DeleteTrafficRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat."""
+    """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat. Raises NOT_FOUND for the
+    deployment; ABORTED `STALE_ETAG`; DEADLINE_EXCEEDED and FAILED_PRECONDITION as UpdateTraffic.
+    """
 
     WaitForRoutes: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.router_pb2.WaitForRoutesRequest,
         noronha.v1.router_pb2.WaitForRoutesResponse,
     ]
     """Waits until the proxy has accepted routes that hold, or no longer hold, the named replicas. Raises DEADLINE_EXCEEDED when
-    that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
+    `ROUTES_LATE` when that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
     """
 
     GetProxy: grpc.aio.UnaryUnaryMultiCallable[
@@ -100,8 +106,9 @@ class RouterServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.traffic_pb2.Traffic, collections.abc.Awaitable[noronha.v1.traffic_pb2.Traffic]]:
         """Sets how a deployment's requests are shared among its revisions, and answers once the proxy has taken it. Raises NOT_FOUND
-        for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`; FAILED_PRECONDITION
-        `PROXY_REJECTED` with what the proxy said.
+        for the deployment or a revision; ABORTED `STALE_ETAG`; INVALID_ARGUMENT `BAD_TRAFFIC`, `BAD_MASK`; FAILED_PRECONDITION
+        `PROXY_REJECTED` with what the proxy said. What is recorded and not taken up yet is DEADLINE_EXCEEDED `ROUTES_LATE`, or
+        FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. A repeated `request_id` is answered as in Metadata.
         """
 
     @abc.abstractmethod
@@ -110,7 +117,9 @@ class RouterServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.router_pb2.DeleteTrafficRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
-        """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat."""
+        """Takes a deployment back to the default: all to the newest ready revision. Harmless to repeat. Raises NOT_FOUND for the
+        deployment; ABORTED `STALE_ETAG`; DEADLINE_EXCEEDED and FAILED_PRECONDITION as UpdateTraffic.
+        """
 
     @abc.abstractmethod
     def WaitForRoutes(
@@ -119,7 +128,7 @@ class RouterServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.router_pb2.WaitForRoutesResponse, collections.abc.Awaitable[noronha.v1.router_pb2.WaitForRoutesResponse]]:
         """Waits until the proxy has accepted routes that hold, or no longer hold, the named replicas. Raises DEADLINE_EXCEEDED when
-        that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
+        `ROUTES_LATE` when that does not happen in time, FAILED_PRECONDITION `PROXY_DOWN` when no proxy runs. Services only.
         """
 
     @abc.abstractmethod

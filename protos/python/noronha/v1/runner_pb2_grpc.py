@@ -18,7 +18,12 @@ class RunnerStub(object):
     Every Create takes a `request_id` of at most 36 characters: a repeat with the same body is answered as the first time,
     with another body it is ALREADY_EXISTS `REQUEST_ID_REUSED`. A used name is ALREADY_EXISTS. References that do not exist
     are NOT_FOUND, a dataset or version without files FAILED_PRECONDITION `NOT_STORED`, a build that has not succeeded
-    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded.
+    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded. So are INVALID_ARGUMENT `BUILD_MISSING`,
+    `WRONG_PROJECT`, `NAMED_TWICE`, `BAD_NOTEBOOK`, `BAD_PARAMS`, `BAD_ENVIRONMENT`, `BAD_MOUNT`, `BAD_RESOURCES`,
+    `BAD_HEALTH_CHECK`, `BAD_WEB_SERVER`, `BAD_REPLICAS`, `BAD_PORT` and `BAD_TIMEOUT`, PERMISSION_DENIED `MOUNT_NOT_ALLOWED`,
+    and FAILED_PRECONDITION where the platform cannot do what is asked: `MOUNT_NOT_READABLE`, `BUILD_IS_IMAGE`,
+    `BUILD_NOT_HERE`. A server that has just begun to look after what runs, or goes, answers UNAVAILABLE `STARTING` or
+    `STOPPING`: ask again.
     """
 
     def __init__(self, channel):
@@ -101,7 +106,12 @@ class RunnerServicer(object):
     Every Create takes a `request_id` of at most 36 characters: a repeat with the same body is answered as the first time,
     with another body it is ALREADY_EXISTS `REQUEST_ID_REUSED`. A used name is ALREADY_EXISTS. References that do not exist
     are NOT_FOUND, a dataset or version without files FAILED_PRECONDITION `NOT_STORED`, a build that has not succeeded
-    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded.
+    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded. So are INVALID_ARGUMENT `BUILD_MISSING`,
+    `WRONG_PROJECT`, `NAMED_TWICE`, `BAD_NOTEBOOK`, `BAD_PARAMS`, `BAD_ENVIRONMENT`, `BAD_MOUNT`, `BAD_RESOURCES`,
+    `BAD_HEALTH_CHECK`, `BAD_WEB_SERVER`, `BAD_REPLICAS`, `BAD_PORT` and `BAD_TIMEOUT`, PERMISSION_DENIED `MOUNT_NOT_ALLOWED`,
+    and FAILED_PRECONDITION where the platform cannot do what is asked: `MOUNT_NOT_READABLE`, `BUILD_IS_IMAGE`,
+    `BUILD_NOT_HERE`. A server that has just begun to look after what runs, or goes, answers UNAVAILABLE `STARTING` or
+    `STOPPING`: ask again.
     """
 
     def CreateTraining(self, request, context):
@@ -136,14 +146,15 @@ class RunnerServicer(object):
 
     def UpdateDeployment(self, request, context):
         """Changes what is wanted. A new `spec` makes a revision whose replicas must be ready before any old one stops; when they
-        fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`.
+        fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`, ALREADY_EXISTS `PORT_TAKEN`, INVALID_ARGUMENT
+        `BAD_MASK`. A repeated `request_id` is answered as for a Create.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackDeployment(self, request, context):
-        """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND.
+        """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND. A repeated `request_id` is answered as for a Create.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +170,7 @@ class RunnerServicer(object):
 
     def CreateNotebook(self, request, context):
         """Opens a notebook session and answers at once with its record, PENDING. The token of its user interface is answered here
-        once and never stored in the record.
+        alone, to a repeat of the request as well, and is in no record. UNIMPLEMENTED in this version, as are all sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,7 +191,8 @@ class RunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetIsland(self, request, context):
-        """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat.
+        """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat. UNIMPLEMENTED in this version,
+        as are all islands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,7 +206,7 @@ class RunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TailLogs(self, request, context):
-        """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND.
+        """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,7 +294,12 @@ class Runner(object):
     Every Create takes a `request_id` of at most 36 characters: a repeat with the same body is answered as the first time,
     with another body it is ALREADY_EXISTS `REQUEST_ID_REUSED`. A used name is ALREADY_EXISTS. References that do not exist
     are NOT_FOUND, a dataset or version without files FAILED_PRECONDITION `NOT_STORED`, a build that has not succeeded
-    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded.
+    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded. So are INVALID_ARGUMENT `BUILD_MISSING`,
+    `WRONG_PROJECT`, `NAMED_TWICE`, `BAD_NOTEBOOK`, `BAD_PARAMS`, `BAD_ENVIRONMENT`, `BAD_MOUNT`, `BAD_RESOURCES`,
+    `BAD_HEALTH_CHECK`, `BAD_WEB_SERVER`, `BAD_REPLICAS`, `BAD_PORT` and `BAD_TIMEOUT`, PERMISSION_DENIED `MOUNT_NOT_ALLOWED`,
+    and FAILED_PRECONDITION where the platform cannot do what is asked: `MOUNT_NOT_READABLE`, `BUILD_IS_IMAGE`,
+    `BUILD_NOT_HERE`. A server that has just begun to look after what runs, or goes, answers UNAVAILABLE `STARTING` or
+    `STOPPING`: ask again.
     """
 
     @staticmethod

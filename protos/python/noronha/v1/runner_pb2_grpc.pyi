@@ -30,7 +30,12 @@ class RunnerStub:
     Every Create takes a `request_id` of at most 36 characters: a repeat with the same body is answered as the first time,
     with another body it is ALREADY_EXISTS `REQUEST_ID_REUSED`. A used name is ALREADY_EXISTS. References that do not exist
     are NOT_FOUND, a dataset or version without files FAILED_PRECONDITION `NOT_STORED`, a build that has not succeeded
-    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded.
+    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded. So are INVALID_ARGUMENT `BUILD_MISSING`,
+    `WRONG_PROJECT`, `NAMED_TWICE`, `BAD_NOTEBOOK`, `BAD_PARAMS`, `BAD_ENVIRONMENT`, `BAD_MOUNT`, `BAD_RESOURCES`,
+    `BAD_HEALTH_CHECK`, `BAD_WEB_SERVER`, `BAD_REPLICAS`, `BAD_PORT` and `BAD_TIMEOUT`, PERMISSION_DENIED `MOUNT_NOT_ALLOWED`,
+    and FAILED_PRECONDITION where the platform cannot do what is asked: `MOUNT_NOT_READABLE`, `BUILD_IS_IMAGE`,
+    `BUILD_NOT_HERE`. A server that has just begun to look after what runs, or goes, answers UNAVAILABLE `STARTING` or
+    `STOPPING`: ask again.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -67,14 +72,15 @@ class RunnerStub:
         noronha.v1.deployment_pb2.Deployment,
     ]
     """Changes what is wanted. A new `spec` makes a revision whose replicas must be ready before any old one stops; when they
-    fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`.
+    fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`, ALREADY_EXISTS `PORT_TAKEN`, INVALID_ARGUMENT
+    `BAD_MASK`. A repeated `request_id` is answered as for a Create.
     """
 
     RollbackDeployment: grpc.UnaryUnaryMultiCallable[
         noronha.v1.runner_pb2.RollbackDeploymentRequest,
         noronha.v1.deployment_pb2.Deployment,
     ]
-    """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND."""
+    """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND. A repeated `request_id` is answered as for a Create."""
 
     DeleteDeployment: grpc.UnaryUnaryMultiCallable[
         noronha.v1.runner_pb2.DeleteDeploymentRequest,
@@ -89,7 +95,7 @@ class RunnerStub:
         noronha.v1.runner_pb2.CreateNotebookResponse,
     ]
     """Opens a notebook session and answers at once with its record, PENDING. The token of its user interface is answered here
-    once and never stored in the record.
+    alone, to a repeat of the request as well, and is in no record. UNIMPLEMENTED in this version, as are all sessions.
     """
 
     CancelNotebook: grpc.UnaryUnaryMultiCallable[
@@ -108,7 +114,9 @@ class RunnerStub:
         noronha.v1.runner_pb2.SetIslandRequest,
         noronha.v1.island_pb2.Island,
     ]
-    """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat."""
+    """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat. UNIMPLEMENTED in this version,
+    as are all islands.
+    """
 
     DeleteIsland: grpc.UnaryUnaryMultiCallable[
         noronha.v1.runner_pb2.DeleteIslandRequest,
@@ -120,7 +128,7 @@ class RunnerStub:
         noronha.v1.log_pb2.TailLogsRequest,
         noronha.v1.log_pb2.TailLogsResponse,
     ]
-    """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND."""
+    """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`."""
 
 class RunnerAsyncStub:
     """Runs trainings, deployments, notebooks and islands, and keeps their records true, also when the client has gone.
@@ -129,7 +137,12 @@ class RunnerAsyncStub:
     Every Create takes a `request_id` of at most 36 characters: a repeat with the same body is answered as the first time,
     with another body it is ALREADY_EXISTS `REQUEST_ID_REUSED`. A used name is ALREADY_EXISTS. References that do not exist
     are NOT_FOUND, a dataset or version without files FAILED_PRECONDITION `NOT_STORED`, a build that has not succeeded
-    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded.
+    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded. So are INVALID_ARGUMENT `BUILD_MISSING`,
+    `WRONG_PROJECT`, `NAMED_TWICE`, `BAD_NOTEBOOK`, `BAD_PARAMS`, `BAD_ENVIRONMENT`, `BAD_MOUNT`, `BAD_RESOURCES`,
+    `BAD_HEALTH_CHECK`, `BAD_WEB_SERVER`, `BAD_REPLICAS`, `BAD_PORT` and `BAD_TIMEOUT`, PERMISSION_DENIED `MOUNT_NOT_ALLOWED`,
+    and FAILED_PRECONDITION where the platform cannot do what is asked: `MOUNT_NOT_READABLE`, `BUILD_IS_IMAGE`,
+    `BUILD_NOT_HERE`. A server that has just begun to look after what runs, or goes, answers UNAVAILABLE `STARTING` or
+    `STOPPING`: ask again.
     """
 
     CreateTraining: grpc.aio.UnaryUnaryMultiCallable[
@@ -165,14 +178,15 @@ class RunnerAsyncStub:
         noronha.v1.deployment_pb2.Deployment,
     ]
     """Changes what is wanted. A new `spec` makes a revision whose replicas must be ready before any old one stops; when they
-    fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`.
+    fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`, ALREADY_EXISTS `PORT_TAKEN`, INVALID_ARGUMENT
+    `BAD_MASK`. A repeated `request_id` is answered as for a Create.
     """
 
     RollbackDeployment: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.runner_pb2.RollbackDeploymentRequest,
         noronha.v1.deployment_pb2.Deployment,
     ]
-    """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND."""
+    """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND. A repeated `request_id` is answered as for a Create."""
 
     DeleteDeployment: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.runner_pb2.DeleteDeploymentRequest,
@@ -187,7 +201,7 @@ class RunnerAsyncStub:
         noronha.v1.runner_pb2.CreateNotebookResponse,
     ]
     """Opens a notebook session and answers at once with its record, PENDING. The token of its user interface is answered here
-    once and never stored in the record.
+    alone, to a repeat of the request as well, and is in no record. UNIMPLEMENTED in this version, as are all sessions.
     """
 
     CancelNotebook: grpc.aio.UnaryUnaryMultiCallable[
@@ -206,7 +220,9 @@ class RunnerAsyncStub:
         noronha.v1.runner_pb2.SetIslandRequest,
         noronha.v1.island_pb2.Island,
     ]
-    """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat."""
+    """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat. UNIMPLEMENTED in this version,
+    as are all islands.
+    """
 
     DeleteIsland: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.runner_pb2.DeleteIslandRequest,
@@ -218,7 +234,7 @@ class RunnerAsyncStub:
         noronha.v1.log_pb2.TailLogsRequest,
         noronha.v1.log_pb2.TailLogsResponse,
     ]
-    """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND."""
+    """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`."""
 
 class RunnerServicer(metaclass=abc.ABCMeta):
     """Runs trainings, deployments, notebooks and islands, and keeps their records true, also when the client has gone.
@@ -227,7 +243,12 @@ class RunnerServicer(metaclass=abc.ABCMeta):
     Every Create takes a `request_id` of at most 36 characters: a repeat with the same body is answered as the first time,
     with another body it is ALREADY_EXISTS `REQUEST_ID_REUSED`. A used name is ALREADY_EXISTS. References that do not exist
     are NOT_FOUND, a dataset or version without files FAILED_PRECONDITION `NOT_STORED`, a build that has not succeeded
-    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded.
+    FAILED_PRECONDITION `BUILD_NOT_READY`; all of that before anything is recorded. So are INVALID_ARGUMENT `BUILD_MISSING`,
+    `WRONG_PROJECT`, `NAMED_TWICE`, `BAD_NOTEBOOK`, `BAD_PARAMS`, `BAD_ENVIRONMENT`, `BAD_MOUNT`, `BAD_RESOURCES`,
+    `BAD_HEALTH_CHECK`, `BAD_WEB_SERVER`, `BAD_REPLICAS`, `BAD_PORT` and `BAD_TIMEOUT`, PERMISSION_DENIED `MOUNT_NOT_ALLOWED`,
+    and FAILED_PRECONDITION where the platform cannot do what is asked: `MOUNT_NOT_READABLE`, `BUILD_IS_IMAGE`,
+    `BUILD_NOT_HERE`. A server that has just begun to look after what runs, or goes, answers UNAVAILABLE `STARTING` or
+    `STOPPING`: ask again.
     """
 
     @abc.abstractmethod
@@ -273,7 +294,8 @@ class RunnerServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.deployment_pb2.Deployment, collections.abc.Awaitable[noronha.v1.deployment_pb2.Deployment]]:
         """Changes what is wanted. A new `spec` makes a revision whose replicas must be ready before any old one stops; when they
-        fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`.
+        fail, the old ones go on serving. Raises NOT_FOUND, ABORTED `STALE_ETAG`, ALREADY_EXISTS `PORT_TAKEN`, INVALID_ARGUMENT
+        `BAD_MASK`. A repeated `request_id` is answered as for a Create.
         """
 
     @abc.abstractmethod
@@ -282,7 +304,7 @@ class RunnerServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.runner_pb2.RollbackDeploymentRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.deployment_pb2.Deployment, collections.abc.Awaitable[noronha.v1.deployment_pb2.Deployment]]:
-        """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND."""
+        """Makes a new revision with the spec of an earlier one. Raises NOT_FOUND. A repeated `request_id` is answered as for a Create."""
 
     @abc.abstractmethod
     def DeleteDeployment(
@@ -301,7 +323,7 @@ class RunnerServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.runner_pb2.CreateNotebookResponse, collections.abc.Awaitable[noronha.v1.runner_pb2.CreateNotebookResponse]]:
         """Opens a notebook session and answers at once with its record, PENDING. The token of its user interface is answered here
-        once and never stored in the record.
+        alone, to a repeat of the request as well, and is in no record. UNIMPLEMENTED in this version, as are all sessions.
         """
 
     @abc.abstractmethod
@@ -326,7 +348,9 @@ class RunnerServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.runner_pb2.SetIslandRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.island_pb2.Island, collections.abc.Awaitable[noronha.v1.island_pb2.Island]]:
-        """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat."""
+        """Starts an island, or changes the one of that name to what is wanted. Harmless to repeat. UNIMPLEMENTED in this version,
+        as are all islands.
+        """
 
     @abc.abstractmethod
     def DeleteIsland(
@@ -342,6 +366,6 @@ class RunnerServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.log_pb2.TailLogsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[noronha.v1.log_pb2.TailLogsResponse], collections.abc.AsyncIterator[noronha.v1.log_pb2.TailLogsResponse]]:
-        """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND."""
+        """Streams the log of a training, deployment, notebook or island. Raises NOT_FOUND; INVALID_ARGUMENT `BAD_POSITION`."""
 
 def add_RunnerServicer_to_server(servicer: RunnerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

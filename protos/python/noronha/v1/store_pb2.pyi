@@ -332,14 +332,11 @@ class SealUploadRequest(google.protobuf.message.Message):
 
     UPLOAD_FIELD_NUMBER: builtins.int
     SUBJECT_FIELD_NUMBER: builtins.int
-    TENANT_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
     upload: builtins.str
     """Identity of the upload."""
     subject: builtins.str
     """Identity of the principal that publishes, its kind and subject as in `user:ana`; must be the one that opened the upload."""
-    tenant: builtins.str
-    """Tenant of that principal."""
     @property
     def hold(self) -> google.protobuf.duration_pb2.Duration:
         """How long the blobs are held from now on. Default 1 h."""
@@ -349,11 +346,10 @@ class SealUploadRequest(google.protobuf.message.Message):
         *,
         upload: builtins.str = ...,
         subject: builtins.str = ...,
-        tenant: builtins.str = ...,
         hold: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hold", b"hold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hold", b"hold", "subject", b"subject", "tenant", b"tenant", "upload", b"upload"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hold", b"hold", "subject", b"subject", "upload", b"upload"]) -> None: ...
 
 global___SealUploadRequest = SealUploadRequest
 
@@ -364,9 +360,6 @@ class DeleteBlobsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DIGESTS_FIELD_NUMBER: builtins.int
-    TENANT_FIELD_NUMBER: builtins.int
-    tenant: builtins.str
-    """Tenant whose blobs they are."""
     @property
     def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Digests, at most 10,000."""
@@ -375,9 +368,8 @@ class DeleteBlobsRequest(google.protobuf.message.Message):
         self,
         *,
         digests: collections.abc.Iterable[builtins.str] | None = ...,
-        tenant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digests", b"digests", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digests", b"digests"]) -> None: ...
 
 global___DeleteBlobsRequest = DeleteBlobsRequest
 
@@ -421,7 +413,7 @@ global___CollectGarbageRequest = CollectGarbageRequest
 
 @typing.final
 class CollectGarbageResponse(google.protobuf.message.Message):
-    """What collecting garbage did or would do."""
+    """What collecting garbage did or would do, so far."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

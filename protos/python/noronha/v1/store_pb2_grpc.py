@@ -11,7 +11,9 @@ class StoreStub(object):
     refers to it, and is garbage when no record and no upload in force does.
 
     A digest is `sha256:` and 64 lower-case hexadecimal digits; anything else is INVALID_ARGUMENT `BAD_DIGEST`. Everything is
-    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`.
+    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`. A place
+    that cannot be used is UNAVAILABLE `STORE_UNAVAILABLE`, or FAILED_PRECONDITION `STORE_READ_ONLY`; one that holds a blob and
+    is no longer among the settings is UNAVAILABLE `STORE_NOT_CONFIGURED`.
     """
 
     def __init__(self, channel):
@@ -60,7 +62,7 @@ class StoreStub(object):
                 request_serializer=noronha_dot_v1_dot_store__pb2.DeleteBlobsRequest.SerializeToString,
                 response_deserializer=noronha_dot_v1_dot_store__pb2.DeleteBlobsResponse.FromString,
                 )
-        self.CollectGarbage = channel.unary_unary(
+        self.CollectGarbage = channel.unary_stream(
                 '/noronha.v1.Store/CollectGarbage',
                 request_serializer=noronha_dot_v1_dot_store__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=noronha_dot_v1_dot_store__pb2.CollectGarbageResponse.FromString,
@@ -72,13 +74,16 @@ class StoreServicer(object):
     refers to it, and is garbage when no record and no upload in force does.
 
     A digest is `sha256:` and 64 lower-case hexadecimal digits; anything else is INVALID_ARGUMENT `BAD_DIGEST`. Everything is
-    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`.
+    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`. A place
+    that cannot be used is UNAVAILABLE `STORE_UNAVAILABLE`, or FAILED_PRECONDITION `STORE_READ_ONLY`; one that holds a blob and
+    is no longer among the settings is UNAVAILABLE `STORE_NOT_CONFIGURED`.
     """
 
     def OpenUpload(self, request, context):
         """Opens an upload: offers digests and learns which of them have to travel. Blobs that are there already are held for the
         upload until it expires. A task is offered only what it wrote itself. Repeats with the same `request_id` are harmless.
-        Raises INVALID_ARGUMENT `BAD_DIGEST`, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
+        Raises INVALID_ARGUMENT `BAD_DIGEST`, `DUPLICATE_DIGEST`, `BAD_SIZE`, `WRONG_SIZE` for a blob that is there with another
+        size, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +100,8 @@ class StoreServicer(object):
         """Takes the missing bytes: chunks of any number of blobs, each blob's in order. The first message names the upload. A cut
         stream keeps what arrived; go on at the committed offset. A chunk at another offset is OUT_OF_RANGE `WRONG_OFFSET` with
         `committed_offset` in its metadata; damaged ones DATA_LOSS `CHECKSUM_MISMATCH`; a second writer of a blob ABORTED
-        `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; RESOURCE_EXHAUSTED `NO_SPACE`.
+        `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; INVALID_ARGUMENT `CHUNK_TOO_LARGE`,
+        `BLOB_TOO_LONG`, `NO_UPLOAD`; RESOURCE_EXHAUSTED `NO_SPACE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +116,8 @@ class StoreServicer(object):
 
     def ReadBlob(self, request, context):
         """Streams a blob, verified: the last chunk is sent only when the whole content matched, or DATA_LOSS `CHECKSUM_MISMATCH`
-        comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE past the end.
+        comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE `OFFSET_PAST_END`;
+        INVALID_ARGUMENT `BAD_RANGE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +146,9 @@ class StoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CollectGarbage(self, request, context):
-        """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings.
+        """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings. Streams how far it is, at
+        least every 10 s; the last answer has the totals. A caller that goes ends it, and what is deleted stays so. Raises ABORTED
+        `COLLECTING` while another one runs, `ADOPTING` while a lost index is made anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,7 +197,7 @@ def add_StoreServicer_to_server(servicer, server):
                     request_deserializer=noronha_dot_v1_dot_store__pb2.DeleteBlobsRequest.FromString,
                     response_serializer=noronha_dot_v1_dot_store__pb2.DeleteBlobsResponse.SerializeToString,
             ),
-            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+            'CollectGarbage': grpc.unary_stream_rpc_method_handler(
                     servicer.CollectGarbage,
                     request_deserializer=noronha_dot_v1_dot_store__pb2.CollectGarbageRequest.FromString,
                     response_serializer=noronha_dot_v1_dot_store__pb2.CollectGarbageResponse.SerializeToString,
@@ -205,7 +214,9 @@ class Store(object):
     refers to it, and is garbage when no record and no upload in force does.
 
     A digest is `sha256:` and 64 lower-case hexadecimal digits; anything else is INVALID_ARGUMENT `BAD_DIGEST`. Everything is
-    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`.
+    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`. A place
+    that cannot be used is UNAVAILABLE `STORE_UNAVAILABLE`, or FAILED_PRECONDITION `STORE_READ_ONLY`; one that holds a blob and
+    is no longer among the settings is UNAVAILABLE `STORE_NOT_CONFIGURED`.
     """
 
     @staticmethod
@@ -355,7 +366,7 @@ class Store(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(request, target, '/noronha.v1.Store/CollectGarbage',
+        return grpc.experimental.unary_stream(request, target, '/noronha.v1.Store/CollectGarbage',
             noronha_dot_v1_dot_store__pb2.CollectGarbageRequest.SerializeToString,
             noronha_dot_v1_dot_store__pb2.CollectGarbageResponse.FromString,
             options, channel_credentials,

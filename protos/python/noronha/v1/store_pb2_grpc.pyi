@@ -23,7 +23,9 @@ class StoreStub:
     refers to it, and is garbage when no record and no upload in force does.
 
     A digest is `sha256:` and 64 lower-case hexadecimal digits; anything else is INVALID_ARGUMENT `BAD_DIGEST`. Everything is
-    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`.
+    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`. A place
+    that cannot be used is UNAVAILABLE `STORE_UNAVAILABLE`, or FAILED_PRECONDITION `STORE_READ_ONLY`; one that holds a blob and
+    is no longer among the settings is UNAVAILABLE `STORE_NOT_CONFIGURED`.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -33,7 +35,8 @@ class StoreStub:
     ]
     """Opens an upload: offers digests and learns which of them have to travel. Blobs that are there already are held for the
     upload until it expires. A task is offered only what it wrote itself. Repeats with the same `request_id` are harmless.
-    Raises INVALID_ARGUMENT `BAD_DIGEST`, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
+    Raises INVALID_ARGUMENT `BAD_DIGEST`, `DUPLICATE_DIGEST`, `BAD_SIZE`, `WRONG_SIZE` for a blob that is there with another
+    size, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     GetUpload: grpc.UnaryUnaryMultiCallable[
@@ -49,7 +52,8 @@ class StoreStub:
     """Takes the missing bytes: chunks of any number of blobs, each blob's in order. The first message names the upload. A cut
     stream keeps what arrived; go on at the committed offset. A chunk at another offset is OUT_OF_RANGE `WRONG_OFFSET` with
     `committed_offset` in its metadata; damaged ones DATA_LOSS `CHECKSUM_MISMATCH`; a second writer of a blob ABORTED
-    `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; RESOURCE_EXHAUSTED `NO_SPACE`.
+    `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; INVALID_ARGUMENT `CHUNK_TOO_LARGE`,
+    `BLOB_TOO_LONG`, `NO_UPLOAD`; RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     AbortUpload: grpc.UnaryUnaryMultiCallable[
@@ -63,7 +67,8 @@ class StoreStub:
         noronha.v1.store_pb2.ReadBlobResponse,
     ]
     """Streams a blob, verified: the last chunk is sent only when the whole content matched, or DATA_LOSS `CHECKSUM_MISMATCH`
-    comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE past the end.
+    comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE `OFFSET_PAST_END`;
+    INVALID_ARGUMENT `BAD_RANGE`.
     """
 
     StatBlobs: grpc.UnaryUnaryMultiCallable[
@@ -86,18 +91,23 @@ class StoreStub:
     ]
     """Deletes blobs that nothing holds; held ones are left and named in the answer. Services only."""
 
-    CollectGarbage: grpc.UnaryUnaryMultiCallable[
+    CollectGarbage: grpc.UnaryStreamMultiCallable[
         noronha.v1.store_pb2.CollectGarbageRequest,
         noronha.v1.store_pb2.CollectGarbageResponse,
     ]
-    """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings."""
+    """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings. Streams how far it is, at
+    least every 10 s; the last answer has the totals. A caller that goes ends it, and what is deleted stays so. Raises ABORTED
+    `COLLECTING` while another one runs, `ADOPTING` while a lost index is made anew.
+    """
 
 class StoreAsyncStub:
     """Keeps blobs by the digest of their content. It knows no names: a blob becomes part of something when a record in Metadata
     refers to it, and is garbage when no record and no upload in force does.
 
     A digest is `sha256:` and 64 lower-case hexadecimal digits; anything else is INVALID_ARGUMENT `BAD_DIGEST`. Everything is
-    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`.
+    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`. A place
+    that cannot be used is UNAVAILABLE `STORE_UNAVAILABLE`, or FAILED_PRECONDITION `STORE_READ_ONLY`; one that holds a blob and
+    is no longer among the settings is UNAVAILABLE `STORE_NOT_CONFIGURED`.
     """
 
     OpenUpload: grpc.aio.UnaryUnaryMultiCallable[
@@ -106,7 +116,8 @@ class StoreAsyncStub:
     ]
     """Opens an upload: offers digests and learns which of them have to travel. Blobs that are there already are held for the
     upload until it expires. A task is offered only what it wrote itself. Repeats with the same `request_id` are harmless.
-    Raises INVALID_ARGUMENT `BAD_DIGEST`, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
+    Raises INVALID_ARGUMENT `BAD_DIGEST`, `DUPLICATE_DIGEST`, `BAD_SIZE`, `WRONG_SIZE` for a blob that is there with another
+    size, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     GetUpload: grpc.aio.UnaryUnaryMultiCallable[
@@ -122,7 +133,8 @@ class StoreAsyncStub:
     """Takes the missing bytes: chunks of any number of blobs, each blob's in order. The first message names the upload. A cut
     stream keeps what arrived; go on at the committed offset. A chunk at another offset is OUT_OF_RANGE `WRONG_OFFSET` with
     `committed_offset` in its metadata; damaged ones DATA_LOSS `CHECKSUM_MISMATCH`; a second writer of a blob ABORTED
-    `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; RESOURCE_EXHAUSTED `NO_SPACE`.
+    `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; INVALID_ARGUMENT `CHUNK_TOO_LARGE`,
+    `BLOB_TOO_LONG`, `NO_UPLOAD`; RESOURCE_EXHAUSTED `NO_SPACE`.
     """
 
     AbortUpload: grpc.aio.UnaryUnaryMultiCallable[
@@ -136,7 +148,8 @@ class StoreAsyncStub:
         noronha.v1.store_pb2.ReadBlobResponse,
     ]
     """Streams a blob, verified: the last chunk is sent only when the whole content matched, or DATA_LOSS `CHECKSUM_MISMATCH`
-    comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE past the end.
+    comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE `OFFSET_PAST_END`;
+    INVALID_ARGUMENT `BAD_RANGE`.
     """
 
     StatBlobs: grpc.aio.UnaryUnaryMultiCallable[
@@ -159,18 +172,23 @@ class StoreAsyncStub:
     ]
     """Deletes blobs that nothing holds; held ones are left and named in the answer. Services only."""
 
-    CollectGarbage: grpc.aio.UnaryUnaryMultiCallable[
+    CollectGarbage: grpc.aio.UnaryStreamMultiCallable[
         noronha.v1.store_pb2.CollectGarbageRequest,
         noronha.v1.store_pb2.CollectGarbageResponse,
     ]
-    """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings."""
+    """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings. Streams how far it is, at
+    least every 10 s; the last answer has the totals. A caller that goes ends it, and what is deleted stays so. Raises ABORTED
+    `COLLECTING` while another one runs, `ADOPTING` while a lost index is made anew.
+    """
 
 class StoreServicer(metaclass=abc.ABCMeta):
     """Keeps blobs by the digest of their content. It knows no names: a blob becomes part of something when a record in Metadata
     refers to it, and is garbage when no record and no upload in force does.
 
     A digest is `sha256:` and 64 lower-case hexadecimal digits; anything else is INVALID_ARGUMENT `BAD_DIGEST`. Everything is
-    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`.
+    per tenant. A blob can be seen only whole and right: one whose bytes do not match is DATA_LOSS `CHECKSUM_MISMATCH`. A place
+    that cannot be used is UNAVAILABLE `STORE_UNAVAILABLE`, or FAILED_PRECONDITION `STORE_READ_ONLY`; one that holds a blob and
+    is no longer among the settings is UNAVAILABLE `STORE_NOT_CONFIGURED`.
     """
 
     @abc.abstractmethod
@@ -181,7 +199,8 @@ class StoreServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[noronha.v1.store_pb2.Upload, collections.abc.Awaitable[noronha.v1.store_pb2.Upload]]:
         """Opens an upload: offers digests and learns which of them have to travel. Blobs that are there already are held for the
         upload until it expires. A task is offered only what it wrote itself. Repeats with the same `request_id` are harmless.
-        Raises INVALID_ARGUMENT `BAD_DIGEST`, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
+        Raises INVALID_ARGUMENT `BAD_DIGEST`, `DUPLICATE_DIGEST`, `BAD_SIZE`, `WRONG_SIZE` for a blob that is there with another
+        size, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
         """
 
     @abc.abstractmethod
@@ -201,7 +220,8 @@ class StoreServicer(metaclass=abc.ABCMeta):
         """Takes the missing bytes: chunks of any number of blobs, each blob's in order. The first message names the upload. A cut
         stream keeps what arrived; go on at the committed offset. A chunk at another offset is OUT_OF_RANGE `WRONG_OFFSET` with
         `committed_offset` in its metadata; damaged ones DATA_LOSS `CHECKSUM_MISMATCH`; a second writer of a blob ABORTED
-        `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; RESOURCE_EXHAUSTED `NO_SPACE`.
+        `BLOB_BUSY`; a digest outside the upload FAILED_PRECONDITION `BLOB_NOT_OFFERED`; INVALID_ARGUMENT `CHUNK_TOO_LARGE`,
+        `BLOB_TOO_LONG`, `NO_UPLOAD`; RESOURCE_EXHAUSTED `NO_SPACE`.
         """
 
     @abc.abstractmethod
@@ -219,7 +239,8 @@ class StoreServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[noronha.v1.store_pb2.ReadBlobResponse], collections.abc.AsyncIterator[noronha.v1.store_pb2.ReadBlobResponse]]:
         """Streams a blob, verified: the last chunk is sent only when the whole content matched, or DATA_LOSS `CHECKSUM_MISMATCH`
-        comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE past the end.
+        comes instead. A part is verified by the checksums of its pieces. Raises NOT_FOUND; OUT_OF_RANGE `OFFSET_PAST_END`;
+        INVALID_ARGUMENT `BAD_RANGE`.
         """
 
     @abc.abstractmethod
@@ -253,7 +274,10 @@ class StoreServicer(metaclass=abc.ABCMeta):
         self,
         request: noronha.v1.store_pb2.CollectGarbageRequest,
         context: _ServicerContext,
-    ) -> typing.Union[noronha.v1.store_pb2.CollectGarbageResponse, collections.abc.Awaitable[noronha.v1.store_pb2.CollectGarbageResponse]]:
-        """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings."""
+    ) -> typing.Union[collections.abc.Iterator[noronha.v1.store_pb2.CollectGarbageResponse], collections.abc.AsyncIterator[noronha.v1.store_pb2.CollectGarbageResponse]]:
+        """Finds and deletes what no record and no upload refers to. Owner only. Safe beside publishings. Streams how far it is, at
+        least every 10 s; the last answer has the totals. A caller that goes ends it, and what is deleted stays so. Raises ABORTED
+        `COLLECTING` while another one runs, `ADOPTING` while a lost index is made anew.
+        """
 
 def add_StoreServicer_to_server(servicer: StoreServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

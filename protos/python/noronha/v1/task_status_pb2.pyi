@@ -75,7 +75,13 @@ class TaskStatus(google.protobuf.message.Message):
     progress: builtins.float
     """Share that is done, 0 to 1; never goes back; 1 when SUCCEEDED."""
     reason: builtins.str
-    """Reason of `error`, upper-case words joined by `_`, such as `CELL_RAISED` or `KERNEL_DIED`; for filters and for people."""
+    """Reason of `error`, upper-case words joined by `_`; for filters and for people. Of builds: `REQUIREMENTS_FAILED`,
+    `BAD_REQUIREMENTS`, `DOCKERFILE_FAILED`, `GIT_FAILED`, `GIT_NOT_INSTALLED`, `REFERENCE_NOT_FOUND`, `BAD_REPOSITORY`,
+    `NO_SOURCE`, `BUILDER_DIED`. Of notebooks: `CELL_RAISED`, `KERNEL_DIED`, `KERNEL_NOT_STARTED`, `NOTEBOOK_NOT_FOUND`,
+    `NOTEBOOK_INVALID`, `PARAMETERS_INVALID`, `ASSET_UNAVAILABLE`, `TASK_ERROR`. From the platform: `OUT_OF_MEMORY`,
+    `TIMED_OUT`, `TASK_KILLED`, `TASK_LOST`, `TASK_STOPPED`, `TASK_ENDED_SILENTLY`, `NOT_STARTED`, `MOUNT_NOT_POSSIBLE`. Of
+    any: `CANCELLED`, `NO_SPACE`, `CHECKSUM_MISMATCH`. A reader takes one that it does not know for a failure like others.
+    """
     exit_code: builtins.int
     """Exit code of the main process, when it ended by itself."""
     limits_applied: builtins.bool

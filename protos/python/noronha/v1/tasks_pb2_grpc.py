@@ -7,7 +7,8 @@ from noronha.v1 import tasks_pb2 as noronha_dot_v1_dot_tasks__pb2
 
 class TasksStub(object):
     """What a running task tells the mesh and hears from it. The token says which task calls; nothing in a request does.
-    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner.
+    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner, which is UNAVAILABLE
+    `STARTING` until it has found again what runs.
     """
 
     def __init__(self, channel):
@@ -55,7 +56,8 @@ class TasksStub(object):
 
 class TasksServicer(object):
     """What a running task tells the mesh and hears from it. The token says which task calls; nothing in a request does.
-    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner.
+    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner, which is UNAVAILABLE
+    `STARTING` until it has found again what runs.
     """
 
     def GetAssignment(self, request, context):
@@ -82,7 +84,7 @@ class TasksServicer(object):
 
     def AppendOutput(self, request, context):
         """Appends output to the task's log at a position; bytes that are there already are skipped, so repeats are harmless. A gap
-        is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata.
+        is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata; more than 256 KiB at once INVALID_ARGUMENT `BAD_APPEND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +159,8 @@ def add_TasksServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Tasks(object):
     """What a running task tells the mesh and hears from it. The token says which task calls; nothing in a request does.
-    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner.
+    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner, which is UNAVAILABLE
+    `STARTING` until it has found again what runs.
     """
 
     @staticmethod

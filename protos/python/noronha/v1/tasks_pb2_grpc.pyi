@@ -19,7 +19,8 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 
 class TasksStub:
     """What a running task tells the mesh and hears from it. The token says which task calls; nothing in a request does.
-    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner.
+    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner, which is UNAVAILABLE
+    `STARTING` until it has found again what runs.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -48,7 +49,7 @@ class TasksStub:
         noronha.v1.tasks_pb2.AppendOutputResponse,
     ]
     """Appends output to the task's log at a position; bytes that are there already are skipped, so repeats are harmless. A gap
-    is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata.
+    is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata; more than 256 KiB at once INVALID_ARGUMENT `BAD_APPEND`.
     """
 
     ReportPublished: grpc.UnaryUnaryMultiCallable[
@@ -73,7 +74,8 @@ class TasksStub:
 
 class TasksAsyncStub:
     """What a running task tells the mesh and hears from it. The token says which task calls; nothing in a request does.
-    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner.
+    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner, which is UNAVAILABLE
+    `STARTING` until it has found again what runs.
     """
 
     GetAssignment: grpc.aio.UnaryUnaryMultiCallable[
@@ -101,7 +103,7 @@ class TasksAsyncStub:
         noronha.v1.tasks_pb2.AppendOutputResponse,
     ]
     """Appends output to the task's log at a position; bytes that are there already are skipped, so repeats are harmless. A gap
-    is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata.
+    is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata; more than 256 KiB at once INVALID_ARGUMENT `BAD_APPEND`.
     """
 
     ReportPublished: grpc.aio.UnaryUnaryMultiCallable[
@@ -126,7 +128,8 @@ class TasksAsyncStub:
 
 class TasksServicer(metaclass=abc.ABCMeta):
     """What a running task tells the mesh and hears from it. The token says which task calls; nothing in a request does.
-    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner.
+    A task whose record is gone or ended is told so: FAILED_PRECONDITION `TASK_ENDED`. Mounted by Runner, which is UNAVAILABLE
+    `STARTING` until it has found again what runs.
     """
 
     @abc.abstractmethod
@@ -162,7 +165,7 @@ class TasksServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.tasks_pb2.AppendOutputResponse, collections.abc.Awaitable[noronha.v1.tasks_pb2.AppendOutputResponse]]:
         """Appends output to the task's log at a position; bytes that are there already are skipped, so repeats are harmless. A gap
-        is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata.
+        is OUT_OF_RANGE `LOG_GAP` with `committed_position` in its metadata; more than 256 KiB at once INVALID_ARGUMENT `BAD_APPEND`.
         """
 
     @abc.abstractmethod

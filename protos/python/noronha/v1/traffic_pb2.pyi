@@ -37,7 +37,9 @@ class Traffic(google.protobuf.message.Message):
     """Opaque tag of this state of the record."""
     @property
     def targets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TrafficTarget]:
-        """Targets, tried in order: those with header matches first, then the others by weight. Empty: all to the newest ready revision."""
+        """Targets, at most 100, tried in order: those with header matches first, then the others by weight, of which one must be
+        above 0. Empty: all to the newest ready revision.
+        """
 
     @property
     def accept_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -102,7 +104,9 @@ class TrafficTarget(google.protobuf.message.Message):
     """Share of requests that is also sent here with the answer thrown away, in percent; 0 means none."""
     @property
     def header_matches(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Headers that must all match for a request to come here regardless of weights; keys in lower case."""
+        """Headers that a request must all have, each with exactly this value, to come here regardless of weights; names in lower
+        case, values printable ASCII of at most 1,024 characters.
+        """
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class Builds:
         """Returns the files with their sizes, once Store holds them all for us."""
         principal = principals.current()
         sealed = await self._peers.store.SealUpload(
-            store_pb2.SealUploadRequest(upload=upload, subject=principal.identity, tenant=principal.tenant)
+            store_pb2.SealUploadRequest(upload=upload, subject=principal.identity)
         )
         sizes = {blob.digest: blob.size_bytes for blob in sealed.entries}
         for file in files:

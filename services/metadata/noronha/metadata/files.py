@@ -56,7 +56,7 @@ def _bad_path(index: int, path: str, why: str) -> InvalidArgument:
 
 async def seal(catalog: Catalog, caller: Principal, upload: str) -> Any:
     """Returns an upload, whole and held, or raises what Store says of it."""
-    request = store_pb2.SealUploadRequest(upload=upload, subject=caller.identity, tenant=caller.tenant)
+    request = store_pb2.SealUploadRequest(upload=upload, subject=caller.identity)
     return await catalog.store.SealUpload(request)
 
 

@@ -50,12 +50,13 @@ async def commit(catalog: Catalog, caller: Principal, writes: Sequence[Any]) -> 
                 raise InvalidArgument("a write says nothing of what to do", reason="BAD_WRITES")
         return made
 
-    once = _once_of(caller, [write.create for write in writes if write.WhichOneof("kind") == "create"])
+    kinds_of_writes = [(write, write.WhichOneof("kind")) for write in writes]
+    once = _once_of(caller, [getattr(write, kind) for write, kind in kinds_of_writes if kind in ("create", "update")])
     return await settle(catalog.records, caller.tenant, once, records_pb2.CommitRecordsResponse, attempt)
 
 
-def _once_of(caller: Principal, creates: Sequence[Any]) -> Once | None:
-    found = {(each.request_id, each.request_fingerprint) for each in creates if each.request_id}
+def _once_of(caller: Principal, writes: Sequence[Any]) -> Once | None:
+    found = {(each.request_id, each.request_fingerprint) for each in writes if each.request_id}
     if not found:
         return None
     if len(found) > 1:

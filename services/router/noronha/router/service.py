@@ -7,7 +7,8 @@ import contextlib
 import hashlib
 import importlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import empty_pb2, field_mask_pb2, timestamp_pb2
@@ -66,6 +67,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         await self._peers.metadata.GetDeployment(metadata_pb2.GetDeploymentRequest(name=deployment))
         record = await self._write(request, name, deployment)
         asked = rules.asked(record)
+        if not await self._stands(name, asked):
+            return record  # changed since, as it may be when a request is repeated late: no proxy takes this now
         taken = await self._told(deployment, lambda part: part is not None and part.traffic == asked)
         rejection = self._rejection(deployment)
         if taken or rejection:
@@ -144,9 +147,20 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     # ------------------------------------------------------------------------------------------------- workings
 
+    async def _stands(self, name: str, asked: bytes) -> bool:
+        """Says whether this is what the record asks for now."""
+        try:
+            traffic = await self._peers.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
+        except NotFound:
+            return False
+        return rules.asked(traffic) == asked
+
     async def _write(self, request: router_pb2.UpdateTrafficRequest, name: str, deployment: str) -> traffic_pb2.Traffic:
-        """Writes the record: what is there with the request's fields put over it."""
-        fingerprint = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        """Writes the record: what is there with the request's fields put over it. A repeat is answered as before."""
+        once: dict[str, Any] = {}
+        if request.request_id:
+            fingerprint = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+            once = {"request_id": request.request_id, "request_fingerprint": fingerprint}
         for _ in range(5):
             try:
                 before = await self._peers.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
@@ -157,15 +171,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             try:
                 if before is None:
                     created = await self._peers.records.CreateRecord(
-                        records_pb2.CreateRecordRequest(
-                            resource=resource_pb2.Resource(traffic=merged),
-                            request_id=request.request_id,
-                            request_fingerprint=fingerprint if request.request_id else b"",
-                        )
+                        records_pb2.CreateRecordRequest(resource=resource_pb2.Resource(traffic=merged), **once)
                     )
                     return _traffic(created)
                 merged.etag = request.traffic.etag or before.etag
-                return await self._update(merged, ["targets", "sticky_key", "rejection"])
+                return await self._update(merged, ["targets", "sticky_key", "rejection"], once)
             except AlreadyExists as error:
                 if error.reason == "REQUEST_ID_REUSED":
                     raise
@@ -174,10 +184,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
                     raise
         raise Aborted(f"{name} is being changed by others; try again", reason="STALE_ETAG", name=name)
 
-    async def _update(self, record: traffic_pb2.Traffic, paths: list[str]) -> traffic_pb2.Traffic:
+    async def _update(
+        self, record: traffic_pb2.Traffic, paths: list[str], once: Mapping[str, Any] = MappingProxyType({})
+    ) -> traffic_pb2.Traffic:
         written = await self._peers.records.UpdateRecord(
             records_pb2.UpdateRecordRequest(
-                resource=resource_pb2.Resource(traffic=record), update_mask=field_mask_pb2.FieldMask(paths=paths)
+                resource=resource_pb2.Resource(traffic=record),
+                update_mask=field_mask_pb2.FieldMask(paths=paths),
+                **once,
             )
         )
         return _traffic(written)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from google.protobuf import field_mask_pb2
 
@@ -213,8 +214,7 @@ class Deployments:
                 wanted.spec.CopyFrom(completed)
             if wanted == current:
                 return current  # also when it was asked before and the answer was lost
-            if asked.etag and asked.etag != current.etag:
-                raise Aborted(f"{name} was changed meanwhile; read it again", reason="STALE_ETAG", name=name)
+            wanted.etag = asked.etag or current.etag
             return await self._change(controller, current, wanted, request)
 
     async def rollback(self, request: runner_pb2.RollbackDeploymentRequest) -> Deployment:
@@ -252,24 +252,25 @@ class Deployments:
             if wanted.port != current.port:
                 await self._port_is_free(wanted.port, name)
             commit = records_pb2.CommitRecordsRequest()
+            once: dict[str, Any] = {}
+            if request.request_id:
+                once = {"request_id": request.request_id, "request_fingerprint": fingerprint(request)}
             revised = rollback_of > 0 or wanted.spec != current.spec
             if revised:
                 wanted.revision = current.revision + 1
                 commit.writes.add(
                     create=records_pb2.CreateRecordRequest(
-                        resource=self._revision(name, wanted.revision, wanted.spec, rollback_of),
-                        request_id=request.request_id,
-                        request_fingerprint=fingerprint(request) if request.request_id else b"",
+                        resource=self._revision(name, wanted.revision, wanted.spec, rollback_of), **once
                     )
                 )
             if revised or wanted.replicas != current.replicas or wanted.port != current.port:
                 wanted.generation = current.generation + 1
-            wanted.etag = current.etag
             commit.writes.add(
                 update=records_pb2.UpdateRecordRequest(
                     resource=resource_pb2.Resource(deployment=wanted),
                     update_mask=field_mask_pb2.FieldMask(paths=[*_CHANGEABLE, "revision", "generation"]),
                     fence=self._owner.leases.fence(name),
+                    **once,
                 )
             )
             answer = await self._peers.records.CommitRecords(commit)

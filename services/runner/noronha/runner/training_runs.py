@@ -387,7 +387,7 @@ class Runs:
         """Returns the executed notebook once Store holds it."""
         principal = principals.current()
         sealed = await self._peers.store.SealUpload(
-            store_pb2.SealUploadRequest(upload=request.upload, subject=principal.identity, tenant=principal.tenant)
+            store_pb2.SealUploadRequest(upload=request.upload, subject=principal.identity)
         )
         file = request.executed_notebook
         size = next((each.size_bytes for each in sealed.entries if each.digest == file.digest), None)

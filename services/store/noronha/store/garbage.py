@@ -63,6 +63,7 @@ class Collection:
         self._dry_run = dry_run
         self._as_of = time.time() - CLOCK_MARGIN
         self._lock = self._index.collecting()
+        self._is_given_up = False
         self.result = store_pb2.CollectGarbageResponse()
 
     def begin(self) -> None:
@@ -83,6 +84,8 @@ class Collection:
         """Deletes a tenant's blobs that are neither in ``referenced``, all it refers to in order, nor held."""
         unreferenced: dict[str, int] = {}
         for digest, size in self._unreferenced(tenant, referenced):
+            if self._is_given_up:
+                return
             unreferenced[digest] = size
             if len(unreferenced) >= _BATCH:
                 self._delete(tenant, unreferenced)
@@ -121,6 +124,10 @@ class Collection:
                             objects.delete(found.name)
         finally:
             self.abandon()
+
+    def give_up(self) -> None:
+        """Has a sweep that is at work in another thread end soon, with what it has deleted so far."""
+        self._is_given_up = True
 
     def abandon(self) -> None:
         """Lets others collect."""

@@ -34,6 +34,8 @@ SCHEMES = {"file": BackendClass("noronha.store.backends.file:FileObjects")}
 _THREADS = 8
 _FLUSHERS = 4
 _EXPIRY_SECONDS = 600.0
+_TELL_SECONDS = 5.0
+"""Time between two answers of a collection of garbage; the contract promises one every 10 s."""
 
 
 class StoreServicer(store_pb2_grpc.StoreServicer):
@@ -98,12 +100,12 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         return store_pb2.StatBlobsResponse(blobs=blobs)
 
     async def SealUpload(self, request: store_pb2.SealUploadRequest, context: Any) -> store_pb2.Upload:
-        tenant = request.tenant or principals.current().tenant
+        tenant = principals.current().tenant
         hold = request.hold.ToTimedelta().total_seconds() if request.HasField("hold") else DEFAULT_HOLD
         return await self._run(lambda: self._uploads.seal(request.upload, request.subject, tenant, hold))
 
     async def DeleteBlobs(self, request: store_pb2.DeleteBlobsRequest, context: Any) -> store_pb2.DeleteBlobsResponse:
-        tenant = request.tenant or principals.current().tenant
+        tenant = principals.current().tenant
         digests = _checked(request.digests)
 
         def delete() -> list[str]:
@@ -115,17 +117,26 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     async def CollectGarbage(
         self, request: store_pb2.CollectGarbageRequest, context: Any
-    ) -> store_pb2.CollectGarbageResponse:
+    ) -> AsyncGenerator[store_pb2.CollectGarbageResponse, None]:
         collection = Collection(self._stores, dry_run=request.dry_run)
         await self._run(collection.begin)
         try:
             for tenant in await self._run(self._stores.index.tenants):
-                await asyncio.create_task(self._sweep(collection, tenant))
+                sweep = asyncio.create_task(self._sweep(collection, tenant))
+                try:
+                    while not sweep.done():
+                        await asyncio.wait({sweep}, timeout=_TELL_SECONDS)
+                        yield collection.result
+                except BaseException:  # the caller went
+                    collection.give_up()
+                    await asyncio.wait({sweep})  # its thread may not be at work when others are let in
+                    raise
+                await sweep
         except BaseException:
             collection.abandon()
             raise
         await self._run(collection.end)
-        return collection.result
+        yield collection.result
 
     async def _sweep(self, collection: Collection, tenant: str) -> None:
         """Sweeps in a thread what Metadata lists; a list cut short fails it before anything beyond is deleted."""

@@ -8,6 +8,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 CONTRACT := .cache/contract.binpb
 RELEASED := protos/released.binpb
+BEFORE := .cache/before
 
 # The first of these that runs and is new enough; `make PYTHON=/path/to/python3 venv` takes another.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10 python3; do \
@@ -61,11 +62,22 @@ check: .venv/ready $(CONTRACT) ## Lint, types, layers, contract, and that what i
 	@$(BIN)/buf lint $(CONTRACT) --config buf.yaml
 	@if [ -f $(RELEASED) ]; then $(BIN)/buf breaking $(CONTRACT) --against $(RELEASED) --config buf.yaml \
 		|| { echo "the contract of a release is never broken: make the change in a new field, or in noronha.v2"; exit 1; }; \
-		else echo "no release yet: a breaking change of the contract needs a line in CHANGELOG.md"; fi
+		else $(MAKE) -s breaking; fi
 	@diff -r -q -x __pycache__ .cache/stubs/noronha/v1 protos/python/noronha/v1 || { echo "fix: make protos"; exit 1; }
 	@$(BIN)/python -m noronha.cli.reference | diff -q - cli/README.md \
 		|| { echo "fix: $(BIN)/python -m noronha.cli.reference > cli/README.md"; exit 1; }
 	@$(BIN)/python -m pytest -q tests/architecture
+
+# Before the first release nothing holds a change back, so it is told what it breaks, against where its branch began.
+.PHONY: breaking
+breaking: $(CONTRACT)
+	@base=$$(git merge-base HEAD origin/main 2>/dev/null || git rev-parse -q --verify HEAD 2>/dev/null || true); \
+		if [ -z "$$base" ] || git diff --quiet "$$base" -- protos/noronha; then exit 0; fi; \
+		rm -rf $(BEFORE); mkdir -p $(BEFORE); git archive "$$base" protos/noronha | tar -x -C $(BEFORE); \
+		$(BIN)/python protos/generate.py --sources $(BEFORE)/protos --output $(BEFORE)/stubs \
+			--descriptors $(BEFORE)/contract.binpb; \
+		$(BIN)/buf breaking $(CONTRACT) --against $(BEFORE)/contract.binpb --config buf.yaml || \
+			echo "callers of the contract notice: give each of these a line in CHANGELOG.md that begins with **Breaking:**"
 
 $(CONTRACT): $(wildcard protos/noronha/v1/*.proto) protos/generate.py | .venv/ready
 	@mkdir -p .cache

@@ -48,8 +48,8 @@ def toolchain() -> Path:
     return python
 
 
-def generate(output: Path, descriptors: Path | None = None) -> None:
-    """Writes stubs below ``output`` and, if asked, the descriptor image with comments and imports."""
+def generate(output: Path, descriptors: Path | None = None, sources: Path = ROOT / "protos") -> None:
+    """Writes stubs of ``sources`` below ``output`` and, if asked, the descriptor image with comments and imports."""
     python = toolchain()
     include = subprocess.run(
         [str(python), "-c", "import google.api, pathlib; print(pathlib.Path(list(google.api.__path__)[0]).parents[1])"],
@@ -58,11 +58,9 @@ def generate(output: Path, descriptors: Path | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     # Written beside and swapped, so that whoever imports the stubs meanwhile finds the old ones or the new ones.
     made = Path(tempfile.mkdtemp(prefix=".stubs-", dir=output))
-    protos = sorted(
-        str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos" / "noronha" / "v1").glob("*.proto")
-    )
+    protos = sorted(str(path.relative_to(sources)) for path in (sources / "noronha" / "v1").glob("*.proto"))
     command = [
-        str(python), "-m", "grpc_tools.protoc", "-I", str(ROOT / "protos"), "-I", include,
+        str(python), "-m", "grpc_tools.protoc", "-I", str(sources), "-I", include,
         f"--python_out={made}", f"--grpc_python_out={made}", f"--mypy_out=quiet:{made}",
         f"--mypy_grpc_out=quiet:{made}",
     ]  # fmt: skip
@@ -87,8 +85,9 @@ def main() -> None:
         "--output", type=Path, default=ROOT / "protos" / "python", help="root of the generated packages"
     )
     parser.add_argument("--descriptors", type=Path, help="file for the descriptor image that is linted")
+    parser.add_argument("--sources", type=Path, default=ROOT / "protos", help="root of the contract to read")
     given = parser.parse_args()
-    generate(given.output, given.descriptors)
+    generate(given.output, given.descriptors, given.sources)
 
 
 if __name__ == "__main__":

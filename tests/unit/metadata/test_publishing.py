@@ -267,7 +267,22 @@ async def test_what_is_in_use_stays(mesh: Any) -> None:
     )
     assert deployed.spec.model_versions == [f"{V}@1"] and deployed.spec.build == "projects/p/builds/latest@1"
     assert [each.name for each in deployed.spec.model_version_snapshots] == [V]
-    await refused(FailedPrecondition, "IN_USE", mesh.owner.metadata.DeleteModelVersion(delete_version))
+    name = "projects/p/deployments/d"
+    for _ in range(2):
+        revision = deployment_pb2.DeploymentRevision(name=f"{name}/revisions/-", spec=spec)
+        await mesh.service.record("deployment_revision", revision)
+    error = await refused(FailedPrecondition, "IN_USE", mesh.owner.metadata.DeleteModelVersion(delete_version))
+    assert error.metadata["users"] == name, "each user once, as people know it"
+    stopped = deployment_pb2.DeploymentStatus(state=deployment_pb2.DeploymentStatus.STOPPED)
+    await mesh.service.change("deployment", deployment_pb2.Deployment(name=name, status=stopped), ["status"])
+    holding = await refused(
+        FailedPrecondition, "HAS_CHILDREN", mesh.owner.metadata.DeleteProject(pb.DeleteProjectRequest(name="projects/p"))
+    )
+    assert holding.metadata["children"] == f"projects/p/builds/latest, {name}, projects/p/trainings/t"
+    moved_on = deployment_pb2.Deployment(name=name, spec={"build": "projects/p/builds/latest"})
+    await mesh.service.change("deployment", moved_on, ["spec.model_versions", "spec.model_version_snapshots"])
+    error = await refused(FailedPrecondition, "IN_USE", mesh.owner.metadata.DeleteModelVersion(delete_version))
+    assert error.metadata["users"] == f"{name} (revision 1, 2)"
     assert (await version(mesh)).files
     delete_version.force = True
     await mesh.owner.metadata.DeleteModelVersion(delete_version)

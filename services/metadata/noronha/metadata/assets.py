@@ -226,8 +226,7 @@ async def delete(catalog: Catalog, caller: Principal, asset: Asset, request: Any
         check_etag(request.etag, found)
         users = await deletion.users_of(draft, parsed.bare, parsed.revision)
         if users and not request.force:
-            shown = [kinds.full_name(each.source) for each in users]
-            raise deletion.in_use(str(parsed), shown, "take it out of them first")
+            raise deletion.in_use(str(parsed), users, "take it out of them first")
         revisions = await catalog.records.revisions(caller.tenant, parsed.bare)
         if parsed.revision is None or len(revisions) == 1:
             await _delete_all(draft, asset, parsed.bare, revisions)

@@ -409,7 +409,7 @@ def leased(key: Key, lease: Lease) -> FailedPrecondition:
 
 def missing(key: Key) -> NotFound:
     """Returns the error for a record that is not there."""
-    name = f"{key.name}@{key.revision}" if key.revision else key.name
+    name = f"{key.name}{'/' if key.kind == 'deployment_revision' else '@'}{key.revision}" if key.revision else key.name
     return NotFound(f"{name} does not exist", name=name)
 
 

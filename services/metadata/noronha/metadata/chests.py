@@ -86,7 +86,7 @@ async def delete(catalog: Catalog, caller: Principal, request: Any) -> None:
         check_etag(request.etag, found)
         users = await deletion.users_of(draft, parsed.bare)
         if users:
-            raise deletion.in_use(parsed.bare, [each.source.name for each in users], "delete them first")
+            raise deletion.in_use(parsed.bare, users, "delete them first")
         draft.delete(found.key, found.version)
         await deletion.clear_mentions(draft, parsed.bare)
         return found.message

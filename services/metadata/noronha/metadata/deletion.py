@@ -10,6 +10,8 @@ from noronha.metadata.drafts import Draft, Found
 from noronha.rpc.errors import AlreadyExists, FailedPrecondition
 
 _SHOWN = 5
+_PARTS = ("deployment_revision", "replica", "traffic")
+"""Kinds of what belongs to a deployment and has no life of its own."""
 
 
 async def must_be_free(draft: Draft, key: Key) -> None:
@@ -18,19 +20,35 @@ async def must_be_free(draft: Draft, key: Key) -> None:
         raise AlreadyExists(f"{key.name} exists already; choose another name", name=key.name)
 
 
-def _listed(found: Sequence[str]) -> str:
+def listed(found: Sequence[str]) -> str:
+    """Returns the first few of several names in one text, and how many more there are."""
     return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
 
 
-def in_use(name: str, users: Sequence[str], hint: str) -> FailedPrecondition:
+def known_as(keys: Sequence[Key]) -> list[str]:
+    """Returns resources as people know them, each once and in order: what is a part of a deployment as the deployment,
+    with its revisions where it is only earlier ones."""
+    whole = {kinds.full_name(key) for key in keys if key.kind not in _PARTS}
+    revisions: dict[str, list[int]] = {}
+    for key in keys:
+        if key.kind in _PARTS:
+            revisions.setdefault("/".join(key.name.split("/")[:4]), []).append(key.revision)
+    for name, numbers in revisions.items():
+        if name not in whole:
+            earlier = listed([str(number) for number in sorted(numbers) if number])
+            whole.add(f"{name} (revision {earlier})" if earlier else name)
+    return sorted(whole)
+
+
+def in_use(name: str, users: Sequence[Mention], hint: str) -> FailedPrecondition:
     """Returns the error for something that others refer to."""
-    shown = _listed(sorted(set(users)))
+    shown = listed(known_as([each.source for each in users]))
     return FailedPrecondition(f"{name} is in use by {shown}; {hint}", reason="IN_USE", name=name, users=shown)
 
 
 def has_children(name: str, children: Sequence[Key]) -> FailedPrecondition:
     """Returns the error for something that holds other things."""
-    shown = _listed(sorted({key.name for key in children}))
+    shown = listed(known_as([key._replace(revision=0) for key in children]))
     return FailedPrecondition(
         f"{name} holds {shown}; delete them first", reason="HAS_CHILDREN", name=name, children=shown
     )

@@ -110,7 +110,7 @@ async def delete(catalog: Catalog, caller: Principal, request: Any) -> None:
             *[each for each in await deletion.users_of(draft, prefix) if not each.source.name.startswith(prefix)],
         ]
         if users:
-            raise deletion.in_use(parsed.bare, [each.source.name for each in users], "take it out of them first")
+            raise deletion.in_use(parsed.bare, users, "take it out of them first")
         if children and not request.force:
             raise deletion.has_children(parsed.bare, [key for key, _ in children])
         for key, version in children:

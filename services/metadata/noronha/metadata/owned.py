@@ -224,7 +224,7 @@ async def _delete(draft: Draft, request: Any) -> None:
 async def _delete_build(draft: Draft, request: Any, name: Name, found: Found) -> None:
     users = await deletion.users_of(draft, name.bare, name.revision)
     if users:
-        raise deletion.in_use(str(name), [kinds.full_name(each.source) for each in users], "delete them first")
+        raise deletion.in_use(str(name), users, "delete them first")
     revisions = await draft.records.revisions(draft.tenant, name.bare)
     if name.revision is None or len(revisions) == 1:
         for revision, version in revisions:

@@ -88,9 +88,9 @@ async def delete(catalog: Catalog, caller: Principal, request: Any) -> None:
         children = await catalog.records.below(caller.tenant, prefix)
         running = await _running(draft, [key for key, _ in children])
         if running:
-            shown = ", ".join(running[:5]) + (", …" if len(running) > 5 else "")
+            shown = deletion.listed(deletion.known_as(running))
             raise FailedPrecondition(
-                f"{parsed.bare} cannot be deleted while {shown} runs; end it first",
+                f"{parsed.bare} cannot be deleted while something in it runs: {shown}; end it first",
                 reason="STILL_RUNNING", name=parsed.bare, running=shown,
             )  # fmt: skip
         if children and not request.force:
@@ -105,7 +105,7 @@ async def delete(catalog: Catalog, caller: Principal, request: Any) -> None:
     await settle(catalog.records, caller.tenant, None, project_pb2.Project, attempt)
 
 
-async def _running(draft: Draft, children: list[Key]) -> list[str]:
+async def _running(draft: Draft, children: list[Key]) -> list[Key]:
     """Returns what runs among a project's children."""
     running = []
     for key in children:
@@ -113,7 +113,7 @@ async def _running(draft: Draft, children: list[Key]) -> list[str]:
             continue
         found = await draft.find(key)
         if found is not None and _runs(found):
-            running.append(kinds.full_name(key))
+            running.append(key)
     return running
 
 

@@ -7,6 +7,7 @@ with ``details.…`` and ``params.…`` for what is inside. Names are written as
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable
@@ -167,10 +168,17 @@ FIELDS: dict[str, dict[str, Field]] = {
 """Kind of record to the fields of 1.6 and where they are now."""
 
 PREFIXES = {
+    "model_version": {
+        "train.details.params": "training_snapshot.params",
+        "train.details": "training_snapshot.details",
+        "train.notebook": "training_snapshot.notebook",
+        "ds.details": "dataset_snapshot.details",
+        "pretrained.details": "pretrained_snapshot.details",
+    },
     "training": {"details.params": "params"},
-    "deployment": {"details.params": "spec.params"},
+    "deployment": {"details.params": "spec.params", "movers.details": "spec.model_version_snapshots.details"},
 }
-"""Whole branches of 1.6 that lie elsewhere now."""
+"""Whole branches of 1.6 that lie elsewhere now; of two that fit, the first counts."""
 
 SHAPES = {
     "model": "models/{}",
@@ -191,6 +199,17 @@ def combine(kind: str, query: str | None, also: dict[str, Any] | None = None) ->
     if also:
         parts.append(also)
     return json.dumps(parts[0] if len(parts) == 1 else {"$and": parts})
+
+
+def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
+    """Returns the mesh's error for a path that leads nowhere, with the nearest of 1.6's fields where there is one."""
+    path = error.metadata.get("field", "")
+    near = difflib.get_close_matches(path, FIELDS[kind], n=1, cutoff=0.7) if path else []
+    if error.reason != "BAD_FILTER" or not near:
+        return error
+    return InvalidArgument(
+        f"filter has the field {path!r}, which is not there; did you mean {near[0]!r}?", reason="BAD_FILTER", field=path
+    )
 
 
 def rewrite(kind: str, query: dict[str, Any]) -> dict[str, Any]:

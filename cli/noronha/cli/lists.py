@@ -42,6 +42,7 @@ def run(
     """Lists records: ``query`` is the user's filter, ``also`` further conditions in the contract's fields."""
     from noronha.client.listing import every
     from noronha.client.references import to_key
+    from noronha.rpc.errors import InvalidArgument
 
     chosen = KINDS[kind]
     if query or also:
@@ -59,4 +60,11 @@ def run(
         shown = ((to_key(each.name), to_document(each)) for each in records)
     else:
         shown = ((to_key(each.name), {}) for each in records)
-    output.show_list(shown, chosen.title, target.output, expand=expand, pretty=target.pretty)
+    try:
+        output.show_list(shown, chosen.title, target.output, expand=expand, pretty=target.pretty)
+    except InvalidArgument as error:
+        if not query:
+            raise
+        from noronha.cli.filters import with_hint
+
+        raise with_hint(kind, error) from None

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from noronha.cli import filters
+from noronha.metadata import kinds
+from noronha.metadata.filters import parse
 from noronha.rpc.errors import InvalidArgument
 
 
@@ -37,6 +39,8 @@ from noronha.rpc.errors import InvalidArgument
         ("model_version", {"lightweight": False}, {"storage_class": {"$ne": "STORAGE_CLASS_LIGHTWEIGHT"}}),
         ("deployment", {"movers.name": "v1"}, {"spec.model_versions": {"$regex": "/v1@[0-9]+$"}}),
         ("deployment", {"details.params": {"$exists": True}}, {"spec.params": {"$exists": True}}),
+        ("model_version", {"train.details.params.gamma": 0.1}, {"training_snapshot.params.gamma": 0.1}),
+        ("model_version", {"train.details.note": "x"}, {"training_snapshot.details.note": "x"}),
         ("training", {"$or": [{"name": "a"}, {"task.state": "failed"}]},
          {"$or": [{"name": {"$regex": "/a$"}}, {"status.state": "FAILED"}]}),
         ("dataset", {"name": "d", "model": "m"},
@@ -47,6 +51,26 @@ from noronha.rpc.errors import InvalidArgument
 )  # fmt: skip
 def test_the_table(kind: str, given: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert filters.rewrite(kind, given) == wanted
+
+
+def test_every_path_of_the_table_leads_somewhere() -> None:
+    for kind, fields in filters.FIELDS.items():
+        places = [field.path for field in fields.values()] + list(filters.PREFIXES.get(kind, {}).values())
+        for path in places:
+            parse(json.dumps({path: "x"}), kinds.MESSAGES[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "hint"),
+    [
+        ("build", "tagg", "'tag'?"), ("training", "task.stat", "'task.state'?"), ("deployment", "movers.nme", "'movers.name'?"),
+        ("model", "zzz", "what the mesh said"),
+    ],
+)  # fmt: skip
+def test_the_nearest_field_of_old_is_named_too(kind: str, path: str, hint: str) -> None:
+    said = InvalidArgument("what the mesh said", reason="BAD_FILTER", field=path)
+    error = filters.with_hint(kind, said)
+    assert hint in error.message and error.reason == "BAD_FILTER"
 
 
 def test_dots_in_names_match_themselves_alone() -> None:

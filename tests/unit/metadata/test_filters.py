@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from noronha.metadata import kinds
 from noronha.metadata.backends.sqlite import filters as sqlite_filters
 from noronha.metadata.filters import MAX_BYTES, MAX_TESTS, MAX_VALUES, matcher, parse
 from noronha.metadata.patterns import MAX_PATTERN, BadPattern, Pattern
@@ -161,6 +162,45 @@ def test_what_is_not_taken_is_named(text: str, named: str) -> None:
     assert caught.value.reason == "BAD_FILTER"
     assert named in caught.value.message
     assert caught.value.violations[0][0] == "filter"
+
+
+TRAINING, VERSION = kinds.MESSAGES["training"], kinds.MESSAGES["model_version"]
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("stats.state", "'status'"),
+        ("status.sate", "'status.state'"),
+        ("status.state.x", "status.state has no fields"),
+        ("datasets.0.name", "datasets.0 has no fields"),
+        ("datasets.0.0", "datasets.0 has no fields"),
+        ("details_json", "'details'"),
+        ("_id", "known: name, build"),
+        ("build_snapshot.source.git_comit", "'build_snapshot.source.git_commit'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_with_the_nearest_field(path: str, named: str) -> None:
+    for query in (
+        {path: 1}, {path: {"$exists": False}}, {"$nor": [{"name": "x"}, {path: {"$not": {"$gt": 1}}}]},
+        {path: {"$in": [1, None]}}, {path: {"$size": 1}}, {path: {"$elemMatch": {"$eq": 1}}},
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgument) as caught:
+            parse(json.dumps(query), TRAINING)
+        assert caught.value.reason == "BAD_FILTER" and repr(path) in caught.value.message
+        assert named in caught.value.message and "\n" not in caught.value.message
+
+
+def test_paths_that_may_lead_somewhere_are_taken() -> None:
+    parse('{"files": {"$elemMatch": {"path": "a", "$or": [{"size_bytes": {"$gt": 1}}]}}, "files.0.path": "a"}', VERSION)
+    with pytest.raises(InvalidArgument, match=r"'files\.path'"):
+        parse('{"files": {"$elemMatch": {"pth": "a"}}}', VERSION)
+    for path in ("details", "details.any.thing", "params.0.x", "labels.team", "environment.PATH", "datasets.1", "status",
+                 "build_snapshot.labels.x", "status.error.message", "create_time"):  # fmt: skip
+        parse(json.dumps({path: 1}), TRAINING)
+    parse('{"params.x": 1, "training_snapshot.params.gamma": 2}', TRAINING, VERSION)
+    with pytest.raises(InvalidArgument, match="ModelVersion or Training"):
+        parse('{"nonsense": 1}', TRAINING, VERSION)
 
 
 keys = st.sampled_from(["a", "b", "c", "0", "1", "é", "x y", 'q"t', "a-b"])

@@ -11,7 +11,7 @@ import datetime
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -96,6 +96,35 @@ def _plan(descriptor: Descriptor) -> tuple[tuple[str, str, str, _Convert], ...]:
             how = "repeated" if isinstance(field.default_value, list) else "optional" if field.has_presence else "plain"
             plan.append((field.name, field.name, how, convert))
     return tuple(plan)
+
+
+class Misled(Exception):
+    """A path that no document of a kind can follow."""
+
+    def __init__(self, followed: tuple[str, ...], known: tuple[str, ...]) -> None:
+        super().__init__(followed)
+        self.followed = followed
+        """The part of the path that leads somewhere."""
+        self.known = known
+        """Fields that are there; none where what is there has no fields."""
+
+
+def check_path(kind: type[Message], path: Sequence[str]) -> None:
+    """Raises Misled unless documents of a kind can hold something at a path. Users' own objects can hold anything."""
+    inside: Any = kind.DESCRIPTOR
+    in_array = False
+    for at, part in enumerate(path):
+        if in_array and part.isascii() and part.isdigit():
+            in_array = False
+            continue
+        plan = {key: (field, how, convert) for field, key, how, convert in _plan(inside)} if inside is not None else {}
+        if inside is None or part not in plan:
+            raise Misled(tuple(path[:at]), tuple(plan))
+        field, how, convert = plan[part]
+        if how in ("map", "json"):
+            return
+        inside = inside.fields_by_name[field].message_type if convert is of else None
+        in_array = how == "repeated"
 
 
 def of(message: Message) -> dict[str, Any]:

@@ -7,11 +7,15 @@ is what ``json.loads`` gives for one JSON object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import Message
+
 from noronha.chassis import json_text
+from noronha.metadata import documents
 from noronha.metadata.patterns import BadPattern, Pattern
 from noronha.rpc.errors import InvalidArgument
 
@@ -125,12 +129,59 @@ def bad_filter(why: str, **metadata: object) -> InvalidArgument:
     )  # fmt: skip
 
 
-def parse(text: str) -> Node:
-    """Returns the tree of a filter; '' takes all. Raises InvalidArgument ``BAD_FILTER``, naming what is not taken."""
+def parse(text: str, *kinds: type[Message]) -> Node:
+    """Returns the tree of a filter; '' takes all. Raises InvalidArgument ``BAD_FILTER``, naming what is not taken.
+
+    ``kinds`` are the messages that are filtered: a path that leads nowhere in any of them is refused, since it would
+    take nothing without a word. Without them any path is taken.
+    """
     if not text:
         return EVERYTHING
     query = json_text.read(text, "filter", reason="BAD_FILTER", max_bytes=MAX_BYTES, max_levels=MAX_LEVELS)
-    return _Reader().query(query)
+    tree = _Reader().query(query)
+    if kinds:
+        for path in _paths_of(tree):
+            _check_path(path, kinds)
+    return tree
+
+
+def _paths_of(node: Node) -> Iterator[Path]:
+    """Yields every path that a tree looks at, each from the outermost object on."""
+    if isinstance(node, (And, Or)):
+        for each in node.nodes:
+            yield from _paths_of(each)
+    elif isinstance(node, Not):
+        yield from _paths_of(node.node)
+    elif isinstance(node, Element):
+        yield node.path
+        for inner in _paths_of(node.node):
+            yield node.path + inner
+    else:
+        yield node.path
+
+
+def _check_path(path: Path, kinds: Sequence[type[Message]]) -> None:
+    """Raises InvalidArgument ``BAD_FILTER``, naming the nearest field, when a path leads nowhere in all these kinds."""
+    misled: documents.Misled | None = None
+    for kind in kinds:
+        try:
+            documents.check_path(kind, path)
+        except documents.Misled as error:
+            if misled is None or len(error.followed) > len(misled.followed):
+                misled = error
+        else:
+            return
+    assert misled is not None
+    shown, followed = ".".join(path)[:64], ".".join(misled.followed)
+    place = followed or " or ".join(sorted(kind.DESCRIPTOR.name for kind in kinds))
+    why = f"has the field {shown!r}, but {place} has no fields"
+    if misled.known:
+        part = path[len(misled.followed)]
+        near = difflib.get_close_matches(part.lower(), misled.known, n=1)
+        nearest = ".".join((*misled.followed, *near))
+        hint = f"did you mean {nearest!r}?" if near else f"known: {', '.join(misled.known)}"
+        why = f"has the field {shown!r}, but {place} has no {part[:64]!r}; {hint}"
+    raise bad_filter(why, field=shown)
 
 
 class _Reader:

@@ -89,7 +89,7 @@ async def list_page(catalog: Catalog, caller: Principal, kind: str, request: Any
     limit = paging.size_of(request.page_size)
     order, descending = _order_of(request.order_by)
     masks.check_read(kinds.MESSAGES[kind], request.read_mask)
-    tree = filters.parse(request.filter)
+    tree = filters.parse(request.filter, kinds.MESSAGES[kind])
     mine = owner_only(caller, kind)
     query = (kind, parent, request.filter, order, descending, every_revision, caller.subject if mine else "")
     after = catalog.page_tokens.unseal(request.page_token, caller.tenant, query)

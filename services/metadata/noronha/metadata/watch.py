@@ -95,7 +95,9 @@ class Watch:
         self._request = request
         self._stopping = stopping
         self._targets = _targets(request)
-        self._takes = filters.matcher(filters.parse(request.filter))
+        self._takes = filters.matcher(
+            filters.parse(request.filter, *{kinds.MESSAGES[target.kind] for target in self._targets})
+        )
         self._bookmarked = time.monotonic()
         self._chests: set[str] = set()
         """Chests that were told: of others' not even the deletion is."""

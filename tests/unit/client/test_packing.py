@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from noronha.client import packing
+from noronha.client import archive, packing
 from noronha.client.ignoring import Ignoring
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NoronhaError, NotFound
 from noronha.v1 import model_pb2
@@ -41,10 +42,14 @@ def refused(reason: str, work: Any) -> NoronhaError:
 
 
 def test_a_definition_takes_its_files_and_leaves_the_others(tmp_path: Path) -> None:
-    fill(tmp_path, "clf.pkl", "notes.txt", "sub/clf.pkl")
+    fill(tmp_path, "clf.pkl", "notes.txt", "sub/clf.pkl", ".hidden")
     found = packing.collect_files(tmp_path, [spec("clf.pkl"), spec("extra.bin", required=False)])
     assert paths(found) == ["clf.pkl"]
-    assert found.notices == ["Ignoring absent file: extra.bin"]
+    others = "Leaving out what the definition does not name: 'notes.txt', 'sub'"
+    assert found.notices == ["Ignoring absent file: extra.bin", others]
+    fill(tmp_path, *(f"n{number}" for number in range(1000)), "a\nb")
+    (notice,) = packing.collect_files(tmp_path, [spec("clf.pkl")]).notices
+    assert notice.endswith("'a\\nb', 'n0', 'n1', 'n10', 'n100' and 998 more") and "\n" not in notice
 
 
 def test_a_required_file_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -176,6 +181,32 @@ def test_the_lightweight_store_needs_small_defined_files(tmp_path: Path) -> None
     refused("NOT_LIGHTWEIGHT", lambda: packing.collect_files(tmp_path, [spec("clf.pkl")], lightweight=True))
     refused("NOT_LIGHTWEIGHT", lambda: packing.collect_files(tmp_path, [spec("clf.pkl", max_mb=11)], lightweight=True))
     assert packing.collect_files(tmp_path, [spec("clf.pkl", max_mb=10)], lightweight=True).files
+
+
+def test_a_file_that_changes_while_it_is_packed_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "log"
+    target.write_bytes(b"x" * (1 << 20))
+    stop = threading.Event()
+
+    def write() -> None:
+        with open(target, "ab", buffering=0) as file:
+            while not stop.is_set():
+                file.write(b"x" * 4096)
+
+    def pack() -> None:
+        with archive.packed([("log", target)], "v"):
+            pass
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        refused("FILE_CHANGED", pack)
+    finally:
+        stop.set()
+        writer.join()
+    target.unlink()
+    os.mkfifo(target)
+    refused("NOT_A_FILE", pack)
 
 
 def test_a_source_leaves_out_what_it_is_told_and_git(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from noronha.client.archive import packed
 from noronha.rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, OutOfRange, Unavailable
 from noronha.tools.assets import extract
 from noronha.tools.delivery import PIECE, Delivery
@@ -148,6 +149,27 @@ def test_archives_are_unpacked(tmp_path):
     extract(archive(tmp_path / "a.tar.gz", ("clf.pkl", b"model"), ("./sub/b.txt", b"b")), tmp_path / "out")
     assert (tmp_path / "out" / "clf.pkl").read_bytes() == b"model"
     assert (tmp_path / "out" / "sub" / "b.txt").read_bytes() == b"b"
+
+
+def test_what_is_packed_is_unpacked_also_where_two_names_are_one_file(tmp_path):
+    source = tmp_path / "from"
+    source.mkdir()
+    (source / "clf.pkl").write_bytes(b"model" * 1000)
+    os.link(source / "clf.pkl", source / "twin.pkl")
+    (source / "empty").touch()
+    (source / "run.sh").write_bytes(b"#!/bin/sh")
+    (source / "run.sh").chmod(0o750)
+    files = [(each.name, each) for each in source.iterdir()]
+    with packed(files, "v") as (name, first):
+        content = first.read_bytes()
+        extract(first, tmp_path / "to")
+    os.utime(source / "clf.pkl", (1, 1))
+    with packed(files[::-1], "v") as (again, second):
+        assert (again, second.read_bytes()) == (name, content) == ("v.tar.gz", content)
+    assert not first.exists() and not second.exists()
+    for path, each in files:
+        assert (tmp_path / "to" / path).read_bytes() == each.read_bytes()
+        assert os.access(tmp_path / "to" / path, os.X_OK) == (path == "run.sh")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ DEFAULT_MAX_MB = 2048
 MAX_LIGHTWEIGHT_MB = 10
 """Size in MiB that every file's definition must keep to for the lightweight store."""
 
+_SHOWN = 5
+"""Most files that a notice names."""
+
 _ALWAYS = ("Dockerfile", ".dockerignore")
 
 
@@ -39,11 +42,11 @@ class Collected(NamedTuple):
 def collect_files(path: Path, specs: Sequence[model_pb2.FileSpec], *, lightweight: bool = False) -> Collected:
     """Returns the files of a version or a dataset that lie at ``path``, a folder or a single file.
 
-    With definitions: the files they name, directly in the folder; others are left out. A single file is taken where
-    there is one definition, or one that is required, and is stored under that one's name. Links are followed, since
-    the definition names the file. Without definitions: the single file, or every file of the folder and of the
-    folders in it, under its path in there. A link to a file in the folder is followed; one that leads out of it is
-    refused, and so is a link to a folder.
+    With definitions: the files they name, directly in the folder; others are left out, with a notice unless they are
+    hidden. A single file is taken where there is one definition, or one that is required, and is stored under that
+    one's name. Links are followed, since the definition names the file. Without definitions: the single file, or every
+    file of the folder and of the folders in it, under its path in there. A link to a file in the folder is followed;
+    one that leads out of it is refused, and so is a link to a folder.
 
     Raises NotFound; FailedPrecondition ``MISSING_FILE``, ``FILE_TOO_LARGE``, ``NOT_LIGHTWEIGHT``; InvalidArgument
     ``NOT_A_FILE``, ``BAD_PATH``, ``TOO_MANY_FILES``, ``LINK_LEADS_OUT``.
@@ -99,7 +102,20 @@ def _specified_folder(folder: Path, specs: Sequence[model_pb2.FileSpec]) -> Coll
             )
         else:
             notices.append(f"Ignoring absent file: {spec.name}")
+    notices += _left_out(folder, {spec.name for spec in specs})
     return Collected(sorted(files), notices)
+
+
+def _left_out(folder: Path, named: set[str]) -> list[str]:
+    """Returns the notice of what a folder holds beside the files of a definition, hidden ones not counted."""
+    try:
+        others = sorted(name for name in os.listdir(folder) if name not in named and not name.startswith("."))
+    except PermissionError:  # its files can be opened by name all the same
+        return []
+    if not others:
+        return []
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return [f"Leaving out what the definition does not name: {', '.join(map(repr, others[:_SHOWN]))}{more}"]
 
 
 def _specified_file(path: Path, specs: Sequence[model_pb2.FileSpec]) -> Collected:

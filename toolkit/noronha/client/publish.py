@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -250,7 +247,7 @@ def _upload(
     progress: Progress | None,
 ) -> tuple[str, list[file_pb2.File]]:
     """Brings the files into Store; returns the upload's name and the files, nothing when none are published."""
-    from noronha.client import packing, transfer
+    from noronha.client import archive, packing, transfer
     from noronha.v1 import metadata_pb2
 
     definition = mesh.metadata.GetModel(metadata_pb2.GetModelRequest(name=model))
@@ -265,26 +262,8 @@ def _upload(
     with contextlib.ExitStack() as stack:
         pairs = collected.files
         if files.compress:
-            pairs = [stack.enter_context(_archive(pairs, identity or last_id(model)))]
+            pairs = [stack.enter_context(archive.packed(pairs, identity or last_id(model)))]
         done = transfer.upload(
             mesh.store, pairs, storage_class=_storage_class(files), progress=progress, revive=mesh.revive
         )
     return done.upload, done.files
-
-
-@contextlib.contextmanager
-def _archive(files: list[tuple[str, Path]], name: str) -> Iterator[tuple[str, Path]]:
-    """Yields one tar.gz of files, the same bytes for the same files whenever and by whomever it is made."""
-    with tempfile.NamedTemporaryFile(prefix="nha-", suffix=".tar.gz") as target:
-        with (
-            gzip.GzipFile(filename="", fileobj=target, mode="wb", mtime=0) as zipped,
-            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
-        ):
-            for path, source in sorted(files):
-                with open(source, "rb") as content:
-                    entry = archive.gettarinfo(arcname=path, fileobj=content)
-                    entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
-                    entry.mode = 0o755 if entry.mode & 0o100 else 0o644
-                    archive.addfile(entry, content)
-        target.flush()
-        yield f"{name}.tar.gz", Path(target.name)

@@ -215,24 +215,31 @@ async def test_creating_is_answered_once(mesh: Any) -> None:
     await refused(AlreadyExists, "REQUEST_ID_REUSED", create(b"g", "projects/p/trainings/u"))
 
 
-async def test_changing_is_answered_once(mesh: Any) -> None:
+async def test_a_change_is_made_once(mesh: Any) -> None:
     await mesh.project()
     await mesh.training()
 
-    def change(fingerprint: bytes, words: str) -> Any:
-        return mesh.service.records.UpdateRecord(
-            records_pb2.UpdateRecordRequest(
-                resource={"training": training_pb2.Training(name=T, warnings=[words])},
-                request_id="one", request_fingerprint=fingerprint,
-            )
-        )  # fmt: skip
+    def change(fingerprint: bytes, warning: str = "first", **more: Any) -> Any:
+        training = training_pb2.Training(name=T, warnings=[warning], **more)
+        return mesh.service.change("training", training, request_id="one", request_fingerprint=fingerprint)
 
-    first = await change(b"f", "first")
-    await mesh.service.change("training", training_pb2.Training(name=T, warnings=["later"]))
-    assert await change(b"f", "first") == first
-    found = await mesh.owner.metadata.GetTraining(pb.GetTrainingRequest(name=T))
-    assert list(found.warnings) == ["later"]
-    await refused(AlreadyExists, "REQUEST_ID_REUSED", change(b"g", "another"))
+    first = await change(b"f")
+    await mesh.service.change("training", training_pb2.Training(name=T, warnings=["second"]))
+    assert await change(b"f") == first
+    assert await change(b"f", etag="was current then") == first
+    for again in (change(b"g"), change(b"g", "third")):
+        await refused(AlreadyExists, "REQUEST_ID_REUSED", again)
+    assert (await mesh.owner.metadata.GetTraining(pb.GetTrainingRequest(name=T))).warnings == ["second"]
+    writes = [
+        records_pb2.CommitRecordsRequest.Write(
+            update=records_pb2.UpdateRecordRequest(
+                resource=resource_pb2.Resource(training=training_pb2.Training(name=T, warnings=["x"])), request_id=each
+            )
+        )
+        for each in ("one", "other")
+    ]
+    mixed = records_pb2.CommitRecordsRequest(writes=writes)
+    await refused(InvalidArgument, "BAD_WRITES", mesh.service.records.CommitRecords(mixed))
 
 
 async def test_changes_touch_what_they_name(mesh: Any) -> None:

@@ -323,6 +323,26 @@ def test_traffic_that_cannot_be_is_refused_and_changes_nothing(mesh: Mesh) -> No
         mesh.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=f"{one}/traffic"))
 
 
+def test_the_etag_of_what_is_gone_is_stale(mesh: Mesh) -> None:
+    name = f"{mesh.deploy('d')}/traffic"
+    wanted = traffic_pb2.Traffic(name=name, sticky_key="?user")
+    etag = mesh.router.UpdateTraffic(router_pb2.UpdateTrafficRequest(traffic=wanted)).etag
+    mesh.router.DeleteTraffic(router_pb2.DeleteTrafficRequest(name=name, etag=etag))
+    wanted.etag = etag
+    with pytest.raises(Aborted) as stale:
+        mesh.router.UpdateTraffic(router_pb2.UpdateTrafficRequest(traffic=wanted))
+    assert stale.value.reason == "STALE_ETAG"
+    with pytest.raises(NotFound):
+        mesh.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
+
+
+@pytest.mark.parametrize("fields", [{"seconds": -1}, {"seconds": 301}, {"seconds": 2**63 - 1}, {"nanos": 2**31 - 1}])
+def test_a_wait_has_bounds(mesh: Mesh, fields: dict[str, int]) -> None:
+    asked = router_pb2.WaitForRoutesRequest(deployment=mesh.deploy("d"), timeout=fields)
+    with pytest.raises(InvalidArgument, match="timeout must be 0 to 300 seconds"):
+        mesh.routes.WaitForRoutes(asked, timeout=20)
+
+
 def test_a_mesh_that_is_killed_leaves_predictions_alone_and_finds_envoy_again(mesh: Mesh) -> None:
     one = mesh.deploy("d", revisions=2)
     first, _ = mesh.replica(one, "first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -349,7 +350,7 @@ def test_changes_that_are_refused(mesh: TestMesh) -> None:
         update(mesh, "replicas", name="projects/p/deployments/none", replicas=1)
     with pytest.raises(NotFound):
         mesh.runner.RollbackDeployment(runner_pb2.RollbackDeploymentRequest(name=NAME))
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=f"^{NAME}/revisions/9 does not exist$"):
         mesh.runner.RollbackDeployment(runner_pb2.RollbackDeploymentRequest(name=NAME, revision=9))
     assert mesh.deployment(NAME).generation == stands.generation == 1
     with pytest.raises(AlreadyExists):
@@ -409,6 +410,24 @@ def test_a_change_asked_twice_undoes_nothing_that_came_between(mesh: TestMesh) -
     with pytest.raises(AlreadyExists) as reused:
         mesh.runner.UpdateDeployment(change)
     assert reused.value.reason == "REQUEST_ID_REUSED"
+
+
+def test_a_request_repeated_to_another_mesh_finds_its_own_port(mesh: TestMesh) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    wanted = deployment_pb2.Deployment(
+        spec=deployment_pb2.DeploymentSpec(build=mesh.build(predict=notebook())), replicas=0, port=port
+    )
+    asked = runner_pb2.CreateDeploymentRequest(parent="projects/p", deployment=wanted, request_id=new_request_id())
+    first = mesh.runner.CreateDeployment(asked)
+    assert mesh.runner.CreateDeployment(asked) == first
+    mesh.kill()
+    mesh.start()
+    assert mesh.runner.CreateDeployment(asked) == first
+    asked.request_id = new_request_id()
+    with pytest.raises(AlreadyExists, match="belongs to"):
+        mesh.runner.CreateDeployment(asked)
 
 
 def test_a_name_that_is_used_again(mesh: TestMesh) -> None:

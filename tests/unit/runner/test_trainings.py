@@ -29,6 +29,7 @@ from noronha.v1 import (
     model_version_pb2,
     mount_pb2,
     notebook_pb2,
+    records_pb2,
     resources_pb2,
     runner_pb2,
     store_pb2,
@@ -277,6 +278,10 @@ class TestRefusals:
             ({"mounts": [mount_pb2.Mount(source="/tmp", target="/x")] * 2}, "BAD_MOUNT"),
             ({"resources": resources_pb2.Resources(limits={"memory_mb": -1})}, "BAD_RESOURCES"),
             ({"timeout": duration_pb2.Duration()}, "BAD_TIMEOUT"),
+            ({"timeout": duration_pb2.Duration(seconds=-1)}, "BAD_TIMEOUT"),
+            ({"timeout": duration_pb2.Duration(seconds=2**63 - 1)}, "BAD_TIMEOUT"),
+            ({"timeout": duration_pb2.Duration(seconds=1, nanos=2**31 - 1)}, "BAD_TIMEOUT"),
+            ({"timeout": duration_pb2.Duration(seconds=1, nanos=-1)}, "BAD_TIMEOUT"),
             ({"build": ""}, "BUILD_MISSING"),
             ({"build": "projects/q/builds/b"}, "WRONG_PROJECT"),
             ({"build": "nonsense"}, "BAD_NAME"),
@@ -349,6 +354,10 @@ class TestRefusals:
         with pytest.raises(AlreadyExists) as error:
             self.create(shared, build=build, request_id=request_id, details_json='{"other": 1}')
         assert reason(error) == "REQUEST_ID_REUSED"
+        shared.records.DeleteRecord(records_pb2.DeleteRecordRequest(name=build))
+        assert self.create(shared, build=build, request_id=request_id) == first, "what it was made of is gone"
+        with pytest.raises(NotFound):
+            self.create(shared, build=build, request_id=new_request_id())
 
     def test_running_ones_are_not_deleted_and_ended_ones_are(self, shared: TestMesh) -> None:
         made = shared.train(notebook("print('here', flush=True)", "import time; time.sleep(600)"), "gone")

@@ -121,7 +121,7 @@ class Training(google.protobuf.message.Message):
 
     @property
     def timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """Longest time the training may run; absent means no bound. Past it: FAILED `TIMED_OUT`."""
+        """Longest time the training may run, 1 ms to ten years; absent means no bound. Past it: FAILED `TIMED_OUT`."""
 
     @property
     def status(self) -> noronha.v1.task_status_pb2.TaskStatus:

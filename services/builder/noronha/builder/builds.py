@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator
 
 from noronha.builder import git, revisions, sources
@@ -12,7 +11,7 @@ from noronha.builder.attempts import Attempts, lease_duration, now
 from noronha.builder.backend import Backend
 from noronha.builder.logs import Logs, Piece
 from noronha.builder.revisions import full_name, has_ended, reference_of
-from noronha.chassis import principals
+from noronha.chassis import principals, request_ids
 from noronha.chassis.mount import Context
 from noronha.rpc import names
 from noronha.rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
@@ -39,23 +38,19 @@ class Builds:
         """Accepts a build and begins to make it; see ``Builder.CreateBuild``."""
         project_name = names.parse(request.parent, "project", field="parent")
         tag = names.check_tag(request.build_id, "build_id")
-        if len(request.request_id) > 36:
-            raise InvalidArgument("request_id has more than 36 characters", reason="BAD_REQUEST_ID")
+        request_ids.check(request.request_id)
         project = await self._peers.metadata.GetProject(metadata_pb2.GetProjectRequest(name=str(project_name)))
         source = await self._source(request, project.git_repository)
         build = Build(
             name=names.join("build", *project_name.ids, tag), source=source, no_cache=request.build.no_cache,
             labels=request.build.labels, status=TaskStatus(state=TaskStatus.PENDING, update_time=now()),
         )  # fmt: skip
-        body = builder_pb2.CreateBuildRequest()
-        body.CopyFrom(request)
-        body.request_id = ""
         async with self._attempts.taking:
             record = await self._peers.records.CreateRecord(
                 records_pb2.CreateRecordRequest(
                     resource=Resource(build=build),
                     request_id=request.request_id,
-                    request_fingerprint=hashlib.sha256(body.SerializeToString(deterministic=True)).digest(),
+                    request_fingerprint=request_ids.fingerprint(request, principals.current()),
                     lease_holder=self._attempts.holder,
                     lease_duration=lease_duration(),
                 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
+from noronha.chassis import request_ids
 from noronha.chassis.principals import Principal
 from noronha.metadata import documents, kinds
 from noronha.metadata.backend import (
@@ -206,21 +206,12 @@ class Once(NamedTuple):
     fingerprint: bytes
 
 
-def check_request_id(request_id: str) -> None:
-    """Raises InvalidArgument ``BAD_REQUEST_ID`` for one that is too long."""
-    if len(request_id) > 36:
-        why = "has more than 36 characters; a UUID has 36"
-        raise InvalidArgument(f"request_id {why}", reason="BAD_REQUEST_ID", violations=[("request_id", why)])
-
-
 def once_of(caller: Principal, request: Any) -> Once | None:
     """Returns what makes a repeat of this request harmless, None when it has no id."""
     if not request.request_id:
         return None
-    check_request_id(request.request_id)
-    body = request.SerializeToString(deterministic=True)
-    fingerprint = hashlib.sha256(request.DESCRIPTOR.full_name.encode() + b"\0" + body).digest()
-    return Once(f"{caller.identity}/{request.request_id}", fingerprint)
+    request_ids.check(request.request_id)
+    return Once(f"{caller.identity}/{request.request_id}", request_ids.fingerprint(request, caller))
 
 
 async def settle(

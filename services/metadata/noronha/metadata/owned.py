@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from noronha.chassis import json_text
+from noronha.chassis import json_text, request_ids
+from noronha.chassis.durations import seconds_of
 from noronha.chassis.principals import Principal
 from noronha.metadata import deletion, documents, kinds, masks, references
 from noronha.metadata.backend import Childless, Key, Lease, Means, Unchanged
 from noronha.metadata.catalog import Catalog
-from noronha.metadata.drafts import Draft, Found, Once, check_etag, check_request_id, settle
+from noronha.metadata.drafts import Draft, Found, Once, check_etag, settle
 from noronha.metadata.fields import Violations
 from noronha.rpc import names
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
@@ -62,8 +63,7 @@ def _once_of(caller: Principal, writes: Sequence[Any]) -> Once | None:
     if len(found) > 1:
         raise InvalidArgument("the writes of a commit come from one request; send one request_id", reason="BAD_WRITES")
     request_id, fingerprint = found.pop()
-    check_request_id(request_id)
-    return Once(f"records/{caller.subject}/{request_id}", fingerprint)
+    return Once(f"records/{caller.subject}/{request_ids.check(request_id)}", fingerprint)
 
 
 def lease_message(key: Key, lease: Lease) -> Any:
@@ -107,9 +107,9 @@ def _check(kind: str, message: Any) -> None:
                 setattr(holder, field, getattr(holder, field) or "{}")
 
 
-def seconds_of(duration: Any) -> float:
+def lease_seconds(duration: Any) -> float:
     """Returns how long a lease lasts. Raises InvalidArgument ``BAD_LEASE``."""
-    seconds = float(duration.seconds) + duration.nanos / 1e9
+    seconds = seconds_of(duration)
     if not 0 <= seconds <= MAX_LEASE:
         raise InvalidArgument(f"a lease lasts up to {MAX_LEASE:.0f} s, not {seconds:g} s", reason="BAD_LEASE")
     return seconds or DEFAULT_LEASE
@@ -140,7 +140,7 @@ async def _create(draft: Draft, request: Any) -> Any:
     lease = None
     taken = None
     if request.lease_holder:
-        seconds = seconds_of(request.lease_duration)
+        seconds = lease_seconds(request.lease_duration)
         taken = (request.lease_holder, seconds)
         lease = Lease(request.lease_holder, 1, draft.now + int(seconds * 1e6))
     draft.create(key, message, current=current, lease=taken)
@@ -270,7 +270,7 @@ async def acquire(catalog: Catalog, caller: Principal, request: Any) -> Any:
     key = _leased_key(request.name)
     if not 1 <= len(request.holder) <= 256:
         raise InvalidArgument("a lease needs a holder of 1 to 256 characters", reason="BAD_LEASE")
-    seconds = seconds_of(request.duration)
+    seconds = lease_seconds(request.duration)
     return lease_message(key, await catalog.records.acquire(caller.tenant, key, request.holder, seconds))
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import importlib
 import os
-from collections.abc import AsyncIterator, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
 
 from google.protobuf import empty_pb2, field_mask_pb2, timestamp_pb2
 
+from noronha.chassis import principals, request_ids
+from noronha.chassis.durations import seconds_of
 from noronha.chassis.mount import Context
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Kind, Principal
@@ -67,11 +67,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         await self._peers.metadata.GetDeployment(metadata_pb2.GetDeploymentRequest(name=deployment))
         record = await self._write(request, name, deployment)
         asked = rules.asked(record)
-        if not await self._stands(name, asked):
-            return record  # changed since, as it may be when a request is repeated late: no proxy takes this now
+        current = await self._find(name)
+        if current is None or rules.asked(current) != asked:
+            return record  # changed again since: a repeat is answered as the first time, and that change for itself
         taken = await self._told(deployment, lambda part: part is not None and part.traffic == asked)
         rejection = self._rejection(deployment)
-        if taken or rejection:
+        if current.etag != record.etag:
+            record = current  # a repeat, of what is there still
+        elif taken or rejection:
             changed = traffic_pb2.Traffic(name=name, rejection=rejection)
             if not rejection:
                 changed.accept_time.CopyFrom(_now())
@@ -104,7 +107,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         present, absent = frozenset(request.present), frozenset(request.absent)
         for name in present | absent:
             names.parse(name, "replica", field="replica")
-        wait = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else WAIT
+        wait = seconds_of(request.timeout) if request.HasField("timeout") else WAIT
         if not 0 <= wait <= MAX_WAIT:
             raise InvalidArgument(
                 f"timeout must be 0 to {MAX_WAIT:.0f} seconds, not {wait}",
@@ -147,46 +150,40 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     # ------------------------------------------------------------------------------------------------- workings
 
-    async def _stands(self, name: str, asked: bytes) -> bool:
-        """Says whether this is what the record asks for now."""
-        try:
-            traffic = await self._peers.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
-        except NotFound:
-            return False
-        return rules.asked(traffic) == asked
-
     async def _write(self, request: router_pb2.UpdateTrafficRequest, name: str, deployment: str) -> traffic_pb2.Traffic:
         """Writes the record: what is there with the request's fields put over it. A repeat is answered as before."""
-        once: dict[str, Any] = {}
-        if request.request_id:
-            fingerprint = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-            once = {"request_id": request.request_id, "request_fingerprint": fingerprint}
+        once: Any = {
+            "request_id": request_ids.check(request.request_id),
+            "request_fingerprint": request_ids.fingerprint(request, principals.current()),
+        }
         for _ in range(5):
-            try:
-                before = await self._peers.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
-            except NotFound:
-                before = None
+            before = await self._find(name)
             merged = _merged(before, request, name)
             await self._check(merged, deployment)
             try:
-                if before is None:
+                if before is None and not request.traffic.etag:
                     created = await self._peers.records.CreateRecord(
                         records_pb2.CreateRecordRequest(resource=resource_pb2.Resource(traffic=merged), **once)
                     )
                     return _traffic(created)
-                merged.etag = request.traffic.etag or before.etag
-                return await self._update(merged, ["targets", "sticky_key", "rejection"], once)
+                merged.etag = request.traffic.etag or (before.etag if before is not None else "")
+                return await self._update(merged, ["targets", "sticky_key", "rejection"], **once)
             except AlreadyExists as error:
                 if error.reason == "REQUEST_ID_REUSED":
                     raise
-            except Aborted:
+            except (Aborted, NotFound):
                 if request.traffic.etag:
-                    raise
-        raise Aborted(f"{name} is being changed by others; try again", reason="STALE_ETAG", name=name)
+                    break
+        raise Aborted(f"{name} has changed since it was read; read it again", reason="STALE_ETAG", name=name)
 
-    async def _update(
-        self, record: traffic_pb2.Traffic, paths: list[str], once: Mapping[str, Any] = MappingProxyType({})
-    ) -> traffic_pb2.Traffic:
+    async def _find(self, name: str) -> traffic_pb2.Traffic | None:
+        try:
+            found = await self._peers.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name))
+        except NotFound:
+            return None
+        return cast(traffic_pb2.Traffic, found)
+
+    async def _update(self, record: traffic_pb2.Traffic, paths: list[str], **once: Any) -> traffic_pb2.Traffic:
         written = await self._peers.records.UpdateRecord(
             records_pb2.UpdateRecordRequest(
                 resource=resource_pb2.Resource(traffic=record),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from google.protobuf import duration_pb2
 
 from noronha.chassis import json_text
+from noronha.chassis.durations import seconds_of
 from noronha.chassis.peers import Peers
 from noronha.rpc import names
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
@@ -29,8 +30,10 @@ from noronha.v1 import (
     web_server_pb2,
 )
 
-MAX_REQUEST_ID = 36
 MAX_REPLICAS = 1000
+MAX_TIMEOUT = 10 * 365 * 86_400.0
+"""Longest time in seconds that a training may be given."""
+
 MAX_VARIABLES_BYTES = 64 << 10
 """Most bytes of names and values of a user's variables: what a process can be started with is bounded."""
 
@@ -64,8 +67,8 @@ class Admission:
     async def training(self, parent: str, asked: training_pb2.Training) -> tuple[training_pb2.Training, Inputs]:
         """Returns a training as it is to be recorded, without its name; see ``Runner.CreateTraining``."""
         project = await self._project(parent)
-        if asked.HasField("timeout") and asked.timeout.ToMilliseconds() <= 0:
-            raise _bad("training.timeout", "must be more than 0", "BAD_TIMEOUT")
+        if asked.HasField("timeout") and not 0.001 <= seconds_of(asked.timeout) <= MAX_TIMEOUT:
+            raise _bad("training.timeout", "must be 1 ms to ten years", "BAD_TIMEOUT")
         if asked.target_deployment:
             names.parse(asked.target_deployment, "deployment", field="training.target_deployment")
         made = training_pb2.Training(
@@ -198,12 +201,6 @@ class Admission:
         return checked
 
 
-def check_request_id(request_id: str) -> None:
-    """Raises InvalidArgument ``BAD_REQUEST_ID`` for one that is too long."""
-    if len(request_id) > MAX_REQUEST_ID:
-        raise _bad("request_id", f"has more than {MAX_REQUEST_ID} characters", "BAD_REQUEST_ID")
-
-
 def check_replicas(replicas: int) -> int:
     """Returns a number of replicas. Raises InvalidArgument ``BAD_REPLICAS``."""
     if not 0 <= replicas <= MAX_REPLICAS:
@@ -271,7 +268,7 @@ def check_health_check(check: health_check_pb2.HealthCheck, field: str) -> healt
     """Returns a health check. Raises InvalidArgument ``BAD_HEALTH_CHECK``."""
 
     def wrong(duration: duration_pb2.Duration, least: int) -> bool:
-        return not least <= duration.ToMilliseconds() <= 86_400_000
+        return not least / 1000 <= seconds_of(duration) <= 86_400
 
     violations = []
     if check.HasField("start_period") and wrong(check.start_period, 0):

@@ -6,15 +6,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 from google.protobuf import field_mask_pb2
 
-from noronha.chassis import anonymous, json_text, principals
+from noronha.chassis import anonymous, json_text, principals, request_ids
 from noronha.rpc import names
 from noronha.rpc.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NoronhaError, NotFound
 from noronha.runner import admission, logs, workloads
-from noronha.runner.ownership import Owner, fingerprint
+from noronha.runner.ownership import Owner
 from noronha.runner.replicas import Controller, Replica
 from noronha.runner.rollout import wanted_replicas
 from noronha.v1 import (
@@ -47,14 +46,25 @@ class Deployments:
         # Held from looking for a port's owner until the new owner is on record.
         self._ports = asyncio.Lock()
         self._made: deque[tuple[str, str, int]] = deque(maxlen=10_000)
-        self._drawn: dict[str, str] = {}
-        """Names that were drawn for requests with a port, by request id: a repeat must not find its own port taken."""
 
     # ------------------------------------------------------------------------------------------------ creating
 
     async def create(self, request: runner_pb2.CreateDeploymentRequest) -> Deployment:
         """Records a deployment and has it kept; see ``Runner.CreateDeployment``."""
-        admission.check_request_id(request.request_id)
+        request_ids.check(request.request_id)
+        try:
+            deployment = await self._create(request)
+        except NoronhaError:  # of a repeat perhaps, which finds its own port taken
+            first = await request_ids.first_answer(self._peers.records, request, principals.current())
+            if first is None:
+                raise
+            deployment = first.records[0].resource.deployment
+        if (principals.current().tenant, deployment.name) not in self._controllers:
+            # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
+            await self.adopt(deployment)
+        return deployment
+
+    async def _create(self, request: runner_pb2.CreateDeploymentRequest) -> Deployment:
         if request.deployment_id:
             names.check_id(request.deployment_id, "deployment_id")
         asked = request.deployment
@@ -75,7 +85,7 @@ class Deployments:
         create = records_pb2.CreateRecordRequest(
             resource=resource_pb2.Resource(deployment=made),
             request_id=request.request_id,
-            request_fingerprint=fingerprint(request) if request.request_id else b"",
+            request_fingerprint=request_ids.fingerprint(request, principals.current()),
             lease_holder=self._owner.leases.holder,
             lease_duration=self._owner.leases.duration,
         )
@@ -93,11 +103,6 @@ class Deployments:
                         raise
                 else:
                     break
-            if made.port and request.request_id and not request.deployment_id:
-                self._drawn[request.request_id] = deployment.name
-        if (principals.current().tenant, deployment.name) not in self._controllers:
-            # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
-            await self.adopt(deployment)
         return deployment
 
     async def _begin(self, create: records_pb2.CreateRecordRequest) -> Deployment:
@@ -129,7 +134,7 @@ class Deployments:
 
     async def _check_port(self, port: int, request: runner_pb2.CreateDeploymentRequest) -> None:
         """Raises AlreadyExists ``PORT_TAKEN`` when another deployment has this port."""
-        own = self._drawn.get(request.request_id, "") if request.request_id else ""
+        own = ""
         if request.deployment_id:
             own = names.join("deployment", names.parse(request.parent).ids[0], request.deployment_id)
         await self._port_is_free(port, own)
@@ -194,7 +199,7 @@ class Deployments:
 
     async def update(self, request: runner_pb2.UpdateDeploymentRequest) -> Deployment:
         """Changes what is wanted; see ``Runner.UpdateDeployment``."""
-        admission.check_request_id(request.request_id)
+        request_ids.check(request.request_id)
         asked = request.deployment
         name = str(names.parse(asked.name, "deployment", field="deployment.name"))
         paths = _paths(asked, list(request.update_mask.paths))
@@ -212,14 +217,13 @@ class Deployments:
                 completed, _ = await self._owner.admission.spec(parent, spec)
                 await self._check_platform(completed)
                 wanted.spec.CopyFrom(completed)
-            if wanted == current:
-                return current  # also when it was asked before and the answer was lost
-            wanted.etag = asked.etag or current.etag
-            return await self._change(controller, current, wanted, request)
+            if wanted == current and not request.request_id:
+                return current
+            return await self._change(controller, current, wanted, request, etag=asked.etag)
 
     async def rollback(self, request: runner_pb2.RollbackDeploymentRequest) -> Deployment:
         """Makes a new revision with the spec of an earlier one; see ``Runner.RollbackDeployment``."""
-        admission.check_request_id(request.request_id)
+        request_ids.check(request.request_id)
         name = str(names.parse(request.name, "deployment"))
         controller = await self._controller(name)
         async with controller.writing:
@@ -243,8 +247,12 @@ class Deployments:
         wanted: Deployment,
         request: runner_pb2.UpdateDeploymentRequest | runner_pb2.RollbackDeploymentRequest,
         rollback_of: int = 0,
+        etag: str = "",
     ) -> Deployment:
-        """Records a change in one commit, and a new revision with it when the spec differs."""
+        """Records a change in one commit, and a new revision with it when the spec differs.
+
+        Whether the request was answered before, and whether ``etag`` is current, is judged with the commit.
+        """
         name = current.name
         if wanted.port != current.port:
             await self._ports.acquire()
@@ -252,25 +260,24 @@ class Deployments:
             if wanted.port != current.port:
                 await self._port_is_free(wanted.port, name)
             commit = records_pb2.CommitRecordsRequest()
-            once: dict[str, Any] = {}
-            if request.request_id:
-                once = {"request_id": request.request_id, "request_fingerprint": fingerprint(request)}
             revised = rollback_of > 0 or wanted.spec != current.spec
             if revised:
                 wanted.revision = current.revision + 1
                 commit.writes.add(
                     create=records_pb2.CreateRecordRequest(
-                        resource=self._revision(name, wanted.revision, wanted.spec, rollback_of), **once
+                        resource=self._revision(name, wanted.revision, wanted.spec, rollback_of)
                     )
                 )
             if revised or wanted.replicas != current.replicas or wanted.port != current.port:
                 wanted.generation = current.generation + 1
+            wanted.etag = etag or current.etag
             commit.writes.add(
                 update=records_pb2.UpdateRecordRequest(
                     resource=resource_pb2.Resource(deployment=wanted),
                     update_mask=field_mask_pb2.FieldMask(paths=[*_CHANGEABLE, "revision", "generation"]),
                     fence=self._owner.leases.fence(name),
-                    **once,
+                    request_id=request.request_id,
+                    request_fingerprint=request_ids.fingerprint(request, principals.current()),
                 )
             )
             answer = await self._peers.records.CommitRecords(commit)

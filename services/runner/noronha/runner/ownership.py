@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
@@ -127,14 +126,6 @@ def acting(tenant: str) -> Iterator[None]:
         yield
     finally:
         principals.become(before)
-
-
-def fingerprint(request: Any) -> bytes:
-    """Returns the digest of a request's body, its request id left out."""
-    body = type(request)()
-    body.CopyFrom(request)
-    body.request_id = ""
-    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
 
 
 def project_of(name: str) -> str:

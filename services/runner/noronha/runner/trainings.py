@@ -8,12 +8,12 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 
-from noronha.chassis import anonymous, principals
+from noronha.chassis import anonymous, principals, request_ids
 from noronha.rpc import names
 from noronha.rpc.errors import AlreadyExists, FailedPrecondition, NoronhaError, NotFound
 from noronha.runner import logs, sessions, workloads
-from noronha.runner.admission import Inputs, check_request_id
-from noronha.runner.ownership import Owner, fingerprint, project_of
+from noronha.runner.admission import Inputs
+from noronha.runner.ownership import Owner, project_of
 from noronha.runner.training_runs import Runs
 from noronha.v1 import metadata_pb2, records_pb2, resource_pb2, runner_pb2, training_pb2
 from noronha.v1.task_status_pb2 import TaskStatus
@@ -36,7 +36,20 @@ class Trainings:
 
     async def create(self, request: runner_pb2.CreateTrainingRequest) -> training_pb2.Training:
         """Records a training and starts it; see ``Runner.CreateTraining``."""
-        check_request_id(request.request_id)
+        request_ids.check(request.request_id)
+        try:
+            training = await self._create(request)
+        except NoronhaError:
+            first = await request_ids.first_answer(self._peers.records, request, principals.current())
+            if first is None:
+                raise
+            training = first.records[0].resource.training
+        if self._runs.find(training.name) is None:
+            # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
+            await self.adopt(training)
+        return training
+
+    async def _create(self, request: runner_pb2.CreateTrainingRequest) -> training_pb2.Training:
         if request.training_id:
             names.check_id(request.training_id, "training_id")
         made, inputs = await self._owner.admission.training(request.parent, request.training)
@@ -46,7 +59,7 @@ class Trainings:
         create = records_pb2.CreateRecordRequest(
             resource=resource_pb2.Resource(training=made),
             request_id=request.request_id,
-            request_fingerprint=fingerprint(request) if request.request_id else b"",
+            request_fingerprint=request_ids.fingerprint(request, principals.current()),
             lease_holder=self._owner.leases.holder,
             lease_duration=self._owner.leases.duration,
         )
@@ -62,9 +75,6 @@ class Trainings:
                     raise
             else:
                 break
-        if self._runs.find(training.name) is None:
-            # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
-            await self.adopt(training)
         return training
 
     async def _begin(self, create: records_pb2.CreateRecordRequest, inputs: Inputs) -> training_pb2.Training:

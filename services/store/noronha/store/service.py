@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from noronha.chassis import principals, registry
+from noronha.chassis.durations import seconds_of
 from noronha.chassis.mount import Context
 from noronha.chassis.principals import Kind
 from noronha.chassis.registry import BackendClass
@@ -101,7 +102,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     async def SealUpload(self, request: store_pb2.SealUploadRequest, context: Any) -> store_pb2.Upload:
         tenant = principals.current().tenant
-        hold = request.hold.ToTimedelta().total_seconds() if request.HasField("hold") else DEFAULT_HOLD
+        hold = seconds_of(request.hold) if request.HasField("hold") else DEFAULT_HOLD
         return await self._run(lambda: self._uploads.seal(request.upload, request.subject, tenant, hold))
 
     async def DeleteBlobs(self, request: store_pb2.DeleteBlobsRequest, context: Any) -> store_pb2.DeleteBlobsResponse:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from noronha.chassis import request_ids
 from noronha.chassis.principals import Kind, Principal
 from noronha.rpc.chunks import CHUNK_BYTES, MAX_FILES, check_digest
 from noronha.rpc.errors import (
@@ -51,9 +52,6 @@ class Uploads:
         """
         lightweight = request.storage_class == file_pb2.STORAGE_CLASS_LIGHTWEIGHT
         _check_entries(request.entries, lightweight)
-        if len(request.request_id) > 36:
-            raise InvalidArgument("request_id has more than 36 characters", reason="BAD_REQUEST_ID")
-        body = store_pb2.OpenUploadRequest(entries=request.entries, storage_class=request.storage_class)
         session = Session(
             upload=secrets.token_hex(16),
             tenant=principal.tenant,
@@ -61,8 +59,8 @@ class Uploads:
             storage_class=request.storage_class or file_pb2.STORAGE_CLASS_STANDARD,
             store=self._stores.lightweight if lightweight else self._stores.standard,
             expire_time=time.time() + LIFETIME,
-            request_id=request.request_id,
-            fingerprint=hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest(),
+            request_id=request_ids.check(request.request_id),
+            fingerprint=request_ids.fingerprint(request, principal).hex(),
         )
         entries = [(each.digest, each.size_bytes) for each in request.entries]
         proven = principal.kind is Kind.TASK

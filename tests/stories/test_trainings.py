@@ -49,6 +49,36 @@ def test_a_training_that_ends_well_exits_with_0(trainer: Any) -> None:
     assert made["name"] == "good" and made["task"]["state"] == "FINISHED"
 
 
+def test_names_outside_the_grammar_are_refused(trainer: Any) -> None:
+    names = ["a_b", "-a", "a--b", "a b", "x:y", "../../x", "", "a" * 65, "\uff41", "a\n"]
+    for number, arguments in enumerate((
+        ("train", "new", "--nb", "notebooks/fine"), ("train", "info"), ("train", "rm"),
+        ("depl", "new", "--nb", "notebooks/fine"), ("depl", "info"), ("depl", "rm"),
+    )):  # fmt: skip
+        for name in names[number % 3 :: 3]:
+            assert "[BAD_NAME]" in trainer.refused(*arguments, "--name", name)
+
+
+def test_a_dataset_that_the_disk_changed_fails_its_training_until_it_is_stored_again(trainer: Any) -> None:
+    trainer.nha("model", "new", "-n", "m")
+    content = os.urandom(300_000)
+    (trainer.cwd / "data.bin").write_bytes(content)
+    publish = ("ds", "new", "-m", "m", "-n", "d", "-p", "data.bin")
+    trainer.nha(*publish)
+    digest = trainer.json("ds", "info", "-m", "m", "-n", "d")["files"][0]["digest"].partition(":")[2]
+    (stored,) = (trainer.state_dir / "store" / "objects").rglob(f"{digest}*")
+    stored.chmod(0o600)
+    with open(stored, "r+b") as opened:
+        opened.seek(150_000)
+        opened.write(bytes([content[150_000] ^ 1]))
+    train = ("train", "new", "--name", "damaged", "--nb", "notebooks/fine", "--ds", "m:d")
+    line = trainer.refused(*train)
+    assert "[ASSET_UNAVAILABLE]" in line and digest in line and "damaged" in line
+    assert trainer.json("train", "info", "--name", "damaged")["task"]["reason"] == "ASSET_UNAVAILABLE"
+    trainer.nha("movers", "new", "-m", "m", "-n", "same-bytes", "-p", "data.bin")
+    trainer.nha(*train)
+
+
 @pytest.mark.parametrize(
     "notebook,reason,part",
     [

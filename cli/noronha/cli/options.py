@@ -63,7 +63,9 @@ class JsonText(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             found = json.loads(text, object_pairs_hook=twice, parse_constant=constant)
         except json.JSONDecodeError as error:
             self.fail(f"{_short(text)} is not JSON: {error.msg} at character {error.pos + 1}", param, ctx)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            self.fail(f"{_short(text)} has too many levels", param, ctx)
+        except ValueError as error:
             self.fail(f"{_short(text)} cannot be taken: {error}", param, ctx)
         if not isinstance(found, dict):
             self.fail(f'{_short(text)} is not a JSON object such as {{"key": "value"}}', param, ctx)

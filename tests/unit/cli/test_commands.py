@@ -99,6 +99,7 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
         (("train", "new", "--nb", "n", "--params", "[1]"), "not a JSON object"),
         (("train", "new", "--nb", "n", "--params", '{"a": NaN}'), "NaN"),
         (("train", "new", "--nb", "n", "--params", '{"a": 1, "a": 2}'), "twice"),
+        (("train", "new", "--nb", "n", "--params", '{"a": ' * 5000 + "1" + "}" * 5000), "too many levels"),
         (("train", "new", "--nb", "n", "-e", "A"), "KEY=VALUE"),
         (("train", "new", "--nb", "n", "-e", "A=1", "-e", "A=2"), "twice"),
         (("train", "new", "--nb", "n", "-m", "/a"), "SOURCE:TARGET"),
@@ -112,7 +113,7 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
         (("model", "list", "--limit", "0"), "0"),
         (("-o", "xml", "version"), "xml"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    ids=lambda value: " ".join(value)[:80] if isinstance(value, tuple) else "",
 )
 def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
     """Before any mesh is started, so nothing can have changed."""

@@ -65,6 +65,8 @@ async def test_what_is_wrong_is_told_at_once(mesh: Any) -> None:
         ("description", "home_dir", "git_repository", "docker_repository", "labels", "models")
     }  # fmt: skip
     assert "secret" not in str(error.violations) + error.message
+    for repository in ("ext::sh -c id", "--upload-pack=x", "https://host/x\ny"):
+        await refused(InvalidArgument, "BAD_FIELD", mesh.project(git_repository=repository))
     await refused(NotFound, "NOT_FOUND", mesh.project(models=["models/none"]))
     await refused(InvalidArgument, "BAD_NAME", mesh.project(models=["projects/p"]))
 

@@ -95,6 +95,15 @@ QUERIES = [
     "project=p%22%7d&deploy=d",
     "project=nobody&deploy=",
     "project=P&deploy=D",
+    "project=p%0a&deploy=d",
+    "project=p&deploy=d%0A",
+    "project=%EF%BD%90&deploy=d",
+    "project=%D1%80&deploy=d",
+    "project=..%2F..%2Fp&deploy=d",
+    "project=p:d&deploy=",
+    "project=p%20&deploy=d",
+    "project=-p&deploy=--d",
+    f"project={'p' * 65}&deploy=d",
     "project=p#&deploy=d",
 ]
 

@@ -251,6 +251,27 @@ def test_details_and_names_that_cannot_be_are_refused_in_the_notebook(mesh, star
     assert "ignored {}" in log
 
 
+def test_names_outside_the_grammar_are_refused_in_the_notebook(mesh, start):
+    process = start(
+        TRAINING,
+        "from noronha.tools.publish import Publisher\n"
+        "from noronha.tools.shortcuts import *\n"
+        "from noronha.rpc.errors import InvalidArgument\n"
+        "open(tmp_path('clf.pkl'), 'w').write('x')\n"
+        "publish, asked = Publisher(), 0\n"
+        "for name in ('a_b', '-a', 'a--b', 'a b', 'x:y', '../../x', 'a' * 65, '\uff41', 'a\\n'):\n"
+        "    for call in (require_movers, require_dataset, lambda name: publish(version_name=name),\n"
+        "                 lambda name: publish(model_name=name)):\n"
+        "        try: call(name)\n"
+        "        except InvalidArgument as error: asked += error.reason == 'BAD_NAME'\n"
+        "        else: print('TAKEN', ascii(name))\n"
+        "print('refused', asked)",
+    )
+    assert finished(process) == 0
+    assert "refused 36" in mesh.log.decode(), mesh.log.decode()
+    assert not mesh.versions and "TAKEN" not in mesh.log.decode()
+
+
 def version(mesh, name, revision, content):
     record = model_version_pb2.ModelVersion(
         name=f"models/iris-clf/versions/{name}", revision=revision, stored=True,
@@ -322,7 +343,9 @@ def test_a_lazy_replica_fetches_versions_and_takes_up_updates(mesh, start):
 
     assert ask("v1") == (200, ["first", "v1", 1])
     assert ask("nobody-has")[0] == 404
-    assert ask("a_b")[0] == 400
+    for name in ("a_b", "-a", "a--b", "a%20b", "x:y", "..%2F..%2Fx", "a" * 65, "%EF%BD%81", "a%0A", ""):
+        assert ask(name)[0] == 400, name
+        assert call(mesh, "POST", f"/update?model_version={name}", "")[0] == 400, name
     version(mesh, "v1", 2, b"second")
     assert ask("v1") == (200, ["first", "v1", 1])
     command = tasks_pb2.Command()

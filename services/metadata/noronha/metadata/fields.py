@@ -15,6 +15,8 @@ MAX_LABEL = 128
 
 _CREDENTIALS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@")
 _USER_ONLY = re.compile(r"^(?:ssh|git\+ssh)://[^/?#:@]+@")
+_HELPER = re.compile(r"[A-Za-z0-9+.-]+::")
+"""How git is told to run a program of its own for a repository."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -49,7 +51,7 @@ class Violations:
         self.text(field, value)
         if _CREDENTIALS.match(value) and not _USER_ONLY.match(value):
             self.add(field, "holds credentials; keep them out of the URL")
-        if value.startswith("-") or _CONTROL.search(value):
+        if value.startswith("-") or _HELPER.match(value) or _CONTROL.search(value):
             self.add(field, "is no URL of a repository")
 
     def docker_repository(self, field: str, value: str) -> None:

@@ -301,6 +301,9 @@ def _at_a_terminal(user: Any, *arguments: str, keys: str) -> tuple[int, str]:
     try:
         while time.monotonic() < deadline:
             if not select.select([master], [], [], 0.2)[0]:
+                # Python loses a Ctrl-C that comes in the instant before it reads; nobody presses that fast, but once more.
+                if answered and keys == "\x03":
+                    os.write(master, keys.encode())
                 continue
             try:
                 piece = os.read(master, 4096)

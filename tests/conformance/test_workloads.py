@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ class WorkloadsSuite:
             while True:
                 instance = await platform.inspect(id)
                 if instance is not None and (instance.handle or instance.exit):
+                    assert instance.exit or 0 < instance.start_time <= time.time()
                     return instance
                 await asyncio.sleep(0.02)
 

@@ -79,6 +79,16 @@ def test_a_dataset_that_the_disk_changed_fails_its_training_until_it_is_stored_a
     trainer.nha(*train)
 
 
+def test_a_refused_training_leaves_the_one_of_its_name(trainer: Any) -> None:
+    trainer.run("-s", "train", "new", "--name", "kept", "--nb", "notebooks/fine", check=True)
+    before = trainer.json("train", "info", "--name", "kept")
+    for wrong in (("--ds", "nobody:nothing"), ("--tag", "never-built"), ("-e", "PATH=x")):
+        answer = trainer.run("-s", "train", "new", "--name", "kept", "--nb", "notebooks/fine", *wrong)
+        assert answer.returncode not in (0, 9)
+    assert trainer.json("train", "info", "--name", "kept") == before
+    assert "value is" in trainer.nha("train", "logs", "--name", "kept")
+
+
 @pytest.mark.parametrize(
     "notebook,reason,part",
     [

@@ -316,3 +316,28 @@ async def test_every_blob_that_is_referred_to_is_listed(mesh: Any) -> None:
     assert await listed(mesh.caller(Principal(Kind.SERVICE, "store", tenant="another"))) == []
     await mesh.owner.metadata.DeleteModelVersion(pb.DeleteModelVersionRequest(name="models/m/versions/v"))
     assert made.files[0].digest not in await listed(mesh.service)
+
+
+async def test_a_record_made_in_the_place_of_another_keeps_its_holder_out(mesh: Any) -> None:
+    await mesh.project()
+    records = mesh.service.records
+    new = records_pb2.CreateRecordRequest(
+        resource=resource_pb2.Resource(training=training_pb2.Training(name=T, notebook="first")),
+        lease_holder="one", lease_duration=Duration(seconds=60),
+    )  # fmt: skip
+    first = (await records.CreateRecord(new)).resource.training
+    await records.ReleaseLease(records_pb2.ReleaseLeaseRequest(name=T, fence=1))
+    new.resource.training.notebook = "second"
+    both = records_pb2.CommitRecordsRequest()
+    both.writes.add(delete=records_pb2.DeleteRecordRequest(name=T, etag="not this"))
+    both.writes.add(create=new)
+    await refused(Aborted, "STALE_ETAG", records.CommitRecords(both))
+    both.writes[0].delete.etag = first.etag
+    made = (await records.CommitRecords(both)).records[-1]
+    found = await mesh.owner.metadata.GetTraining(pb.GetTrainingRequest(name=T))
+    assert found == made.resource.training and found.notebook == "second"
+    assert found.create_time.ToNanoseconds() > first.create_time.ToNanoseconds()
+    assert made.lease.fence == 2
+    await mesh.service.change("training", training_pb2.Training(name=T, notebook="mine"), fence=2)
+    late = training_pb2.Training(name=T, notebook="late")
+    await refused(Aborted, "STALE_FENCE", mesh.service.change("training", late, fence=1))

@@ -79,6 +79,37 @@ class TestEnds:
     def test_a_name_is_drawn(self, shared: TestMesh) -> None:
         assert shared.train(notebook()).name.count("-") >= 2
 
+    def test_one_that_has_ended_is_replaced_only_once_all_was_checked(self, shared: TestMesh) -> None:
+        first = shared.ended(shared.train(notebook("print('the first')"), "again").name)
+        wrong = training_pb2.Training(build=first.build, notebook="train", datasets=["models/m/datasets/none"])
+        request = runner_pb2.CreateTrainingRequest(
+            parent="projects/p", training_id="again", training=wrong, replace=True, request_id=new_request_id()
+        )
+        with pytest.raises(NotFound):
+            shared.runner.CreateTraining(request)
+        assert shared.training(first.name) == first and b"the first" in shared.log(first.name)
+        build = shared.build(train=notebook("print('the second')"))
+        request.training.CopyFrom(training_pb2.Training(build=build, notebook="train"))
+        second = shared.runner.CreateTraining(request)
+        assert second.status.state == State.PENDING
+        ended = shared.ended(second.name)
+        assert (ended.status.state, ended.create_time) == (State.SUCCEEDED, second.create_time)
+        assert b"the second" in shared.log(second.name) and b"the first" not in shared.log(second.name)
+        assert shared.runner.CreateTraining(request) == second, "a repeat is answered as the first time"
+        assert shared.training(second.name) == ended
+
+    def test_one_that_runs_is_not_replaced(self, shared: TestMesh) -> None:
+        made = shared.train(notebook("import time; time.sleep(600)"), "busy")
+        again = runner_pb2.CreateTrainingRequest(
+            parent="projects/p", training_id="busy", training=training_pb2.Training(build=made.build, notebook="train"),
+            replace=True, request_id=new_request_id(),
+        )  # fmt: skip
+        with pytest.raises(FailedPrecondition) as refused:
+            shared.runner.CreateTraining(again)
+        assert refused.value.reason == "STILL_RUNNING"
+        shared.runner.CancelTraining(runner_pb2.CancelTrainingRequest(name=made.name))
+        assert shared.ended(made.name).status.state == State.CANCELLED
+
     def test_a_cell_that_raises(self, shared: TestMesh) -> None:
         made = shared.train(notebook("print('before')", "raise KeyError('why')"))
         ended = shared.ended(made.name)

@@ -30,12 +30,14 @@ def create(
     resources: resources_pb2.Resources | None = None,
     target_deployment: str = "",
     details_json: str = "",
+    replace: bool = False,
     request_id: str = "",
 ) -> training_pb2.Training:
     """Starts a training and returns its record, PENDING.
 
     ``project``, ``build``, ``datasets``, ``pretrained`` and ``target_deployment`` are full names, the build's tag with
-    or without ``@n``. Raises as ``Runner.CreateTraining``.
+    or without ``@n``. ``replace`` puts it in the place of one of its name that has ended. Raises as
+    ``Runner.CreateTraining``.
     """
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import runner_pb2, training_pb2
@@ -47,7 +49,8 @@ def create(
     )  # fmt: skip
     return mesh.runner.CreateTraining(
         runner_pb2.CreateTrainingRequest(
-            parent=project, training_id=training_id, training=training, request_id=request_id or new_request_id()
+            parent=project, training_id=training_id, training=training, replace=replace,
+            request_id=request_id or new_request_id(),
         )
     )
 

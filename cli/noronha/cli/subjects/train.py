@@ -194,13 +194,11 @@ def new(
     given["build"] = within("build", owner, tag)
     if target_deploy is not None:
         given["target_deployment"] = within("deployment", owner, target_deploy)
-    if name is not None:
-        full = within("training", owner, name)
-        if trainings.find(mesh, full) is not None:
-            target.voice.warn("Training exists")
-            target.must("Would you like to overwrite it?")
-            trainings.remove(mesh, full)
-    made = trainings.create(mesh, project.name, training_id=name or "", **given)
+    exists = name is not None and trainings.find(mesh, within("training", owner, name)) is not None
+    if exists:
+        target.voice.warn("Training exists")
+        target.must("Would you like to overwrite it?")
+    made = trainings.create(mesh, project.name, training_id=name or "", replace=exists, **given)
     key = to_key(made.name)
     if name is None:
         target.voice.warn(f"Training is anonymous. Using random name: {last_id(made.name)}")

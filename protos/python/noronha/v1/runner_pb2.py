@@ -22,7 +22,7 @@ from noronha.v1 import notebook_pb2 as noronha_dot_v1_dot_notebook__pb2
 from noronha.v1 import training_pb2 as noronha_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17noronha/v1/runner.proto\x12\nnoronha.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1bnoronha/v1/deployment.proto\x1a\x17noronha/v1/island.proto\x1a\x14noronha/v1/log.proto\x1a\x19noronha/v1/notebook.proto\x1a\x19noronha/v1/training.proto\"\x82\x01\n\x15\x43reateTrainingRequest\x12\x13\n\x06parent\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12+\n\x08training\x18\x03 \x01(\x0b\x32\x14.noronha.v1.TrainingB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"*\n\x15\x43\x61ncelTrainingRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x15\x44\x65leteTrainingRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x8a\x01\n\x17\x43reateDeploymentRequest\x12\x13\n\x06parent\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x15\n\rdeployment_id\x18\x02 \x01(\t\x12/\n\ndeployment\x18\x03 \x01(\x0b\x32\x16.noronha.v1.DeploymentB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x8f\x01\n\x17UpdateDeploymentRequest\x12/\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.noronha.v1.DeploymentB\x03\xe0\x41\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"T\n\x19RollbackDeploymentRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x17\x44\x65leteDeploymentRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x82\x01\n\x15\x43reateNotebookRequest\x12\x13\n\x06parent\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x0bnotebook_id\x18\x02 \x01(\t\x12+\n\x08notebook\x18\x03 \x01(\x0b\x32\x14.noronha.v1.NotebookB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"V\n\x16\x43reateNotebookResponse\x12&\n\x08notebook\x18\x01 \x01(\x0b\x32\x14.noronha.v1.Notebook\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\"*\n\x15\x43\x61ncelNotebookRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x15\x44\x65leteNotebookRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"w\n\x10SetIslandRequest\x12\'\n\x06island\x18\x01 \x01(\x0b\x32\x12.noronha.v1.IslandB\x03\xe0\x41\x02\x12\x12\n\nskip_build\x18\x02 \x01(\x08\x12\x12\n\njust_build\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"K\n\x13\x44\x65leteIslandRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65lete_data\x18\x03 \x01(\x08\x32\xf5\x07\n\x06Runner\x12I\n\x0e\x43reateTraining\x12!.noronha.v1.CreateTrainingRequest\x1a\x14.noronha.v1.Training\x12I\n\x0e\x43\x61ncelTraining\x12!.noronha.v1.CancelTrainingRequest\x1a\x14.noronha.v1.Training\x12K\n\x0e\x44\x65leteTraining\x12!.noronha.v1.DeleteTrainingRequest\x1a\x16.google.protobuf.Empty\x12O\n\x10\x43reateDeployment\x12#.noronha.v1.CreateDeploymentRequest\x1a\x16.noronha.v1.Deployment\x12O\n\x10UpdateDeployment\x12#.noronha.v1.UpdateDeploymentRequest\x1a\x16.noronha.v1.Deployment\x12S\n\x12RollbackDeployment\x12%.noronha.v1.RollbackDeploymentRequest\x1a\x16.noronha.v1.Deployment\x12O\n\x10\x44\x65leteDeployment\x12#.noronha.v1.DeleteDeploymentRequest\x1a\x16.google.protobuf.Empty\x12W\n\x0e\x43reateNotebook\x12!.noronha.v1.CreateNotebookRequest\x1a\".noronha.v1.CreateNotebookResponse\x12I\n\x0e\x43\x61ncelNotebook\x12!.noronha.v1.CancelNotebookRequest\x1a\x14.noronha.v1.Notebook\x12K\n\x0e\x44\x65leteNotebook\x12!.noronha.v1.DeleteNotebookRequest\x1a\x16.google.protobuf.Empty\x12=\n\tSetIsland\x12\x1c.noronha.v1.SetIslandRequest\x1a\x12.noronha.v1.Island\x12G\n\x0c\x44\x65leteIsland\x12\x1f.noronha.v1.DeleteIslandRequest\x1a\x16.google.protobuf.Empty\x12G\n\x08TailLogs\x12\x1b.noronha.v1.TailLogsRequest\x1a\x1c.noronha.v1.TailLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17noronha/v1/runner.proto\x12\nnoronha.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1bnoronha/v1/deployment.proto\x1a\x17noronha/v1/island.proto\x1a\x14noronha/v1/log.proto\x1a\x19noronha/v1/notebook.proto\x1a\x19noronha/v1/training.proto\"\x93\x01\n\x15\x43reateTrainingRequest\x12\x13\n\x06parent\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12+\n\x08training\x18\x03 \x01(\x0b\x32\x14.noronha.v1.TrainingB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0f\n\x07replace\x18\x05 \x01(\x08\"*\n\x15\x43\x61ncelTrainingRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x15\x44\x65leteTrainingRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x8a\x01\n\x17\x43reateDeploymentRequest\x12\x13\n\x06parent\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x15\n\rdeployment_id\x18\x02 \x01(\t\x12/\n\ndeployment\x18\x03 \x01(\x0b\x32\x16.noronha.v1.DeploymentB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x8f\x01\n\x17UpdateDeploymentRequest\x12/\n\ndeployment\x18\x01 \x01(\x0b\x32\x16.noronha.v1.DeploymentB\x03\xe0\x41\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"T\n\x19RollbackDeploymentRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x17\x44\x65leteDeploymentRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x82\x01\n\x15\x43reateNotebookRequest\x12\x13\n\x06parent\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x0bnotebook_id\x18\x02 \x01(\t\x12+\n\x08notebook\x18\x03 \x01(\x0b\x32\x14.noronha.v1.NotebookB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"V\n\x16\x43reateNotebookResponse\x12&\n\x08notebook\x18\x01 \x01(\x0b\x32\x14.noronha.v1.Notebook\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\"*\n\x15\x43\x61ncelNotebookRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x15\x44\x65leteNotebookRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"w\n\x10SetIslandRequest\x12\'\n\x06island\x18\x01 \x01(\x0b\x32\x12.noronha.v1.IslandB\x03\xe0\x41\x02\x12\x12\n\nskip_build\x18\x02 \x01(\x08\x12\x12\n\njust_build\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"K\n\x13\x44\x65leteIslandRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65lete_data\x18\x03 \x01(\x08\x32\xf5\x07\n\x06Runner\x12I\n\x0e\x43reateTraining\x12!.noronha.v1.CreateTrainingRequest\x1a\x14.noronha.v1.Training\x12I\n\x0e\x43\x61ncelTraining\x12!.noronha.v1.CancelTrainingRequest\x1a\x14.noronha.v1.Training\x12K\n\x0e\x44\x65leteTraining\x12!.noronha.v1.DeleteTrainingRequest\x1a\x16.google.protobuf.Empty\x12O\n\x10\x43reateDeployment\x12#.noronha.v1.CreateDeploymentRequest\x1a\x16.noronha.v1.Deployment\x12O\n\x10UpdateDeployment\x12#.noronha.v1.UpdateDeploymentRequest\x1a\x16.noronha.v1.Deployment\x12S\n\x12RollbackDeployment\x12%.noronha.v1.RollbackDeploymentRequest\x1a\x16.noronha.v1.Deployment\x12O\n\x10\x44\x65leteDeployment\x12#.noronha.v1.DeleteDeploymentRequest\x1a\x16.google.protobuf.Empty\x12W\n\x0e\x43reateNotebook\x12!.noronha.v1.CreateNotebookRequest\x1a\".noronha.v1.CreateNotebookResponse\x12I\n\x0e\x43\x61ncelNotebook\x12!.noronha.v1.CancelNotebookRequest\x1a\x14.noronha.v1.Notebook\x12K\n\x0e\x44\x65leteNotebook\x12!.noronha.v1.DeleteNotebookRequest\x1a\x16.google.protobuf.Empty\x12=\n\tSetIsland\x12\x1c.noronha.v1.SetIslandRequest\x1a\x12.noronha.v1.Island\x12G\n\x0c\x44\x65leteIsland\x12\x1f.noronha.v1.DeleteIslandRequest\x1a\x16.google.protobuf.Empty\x12G\n\x08TailLogs\x12\x1b.noronha.v1.TailLogsRequest\x1a\x1c.noronha.v1.TailLogsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,31 +60,31 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_DELETEISLANDREQUEST'].fields_by_name['name']._options = None
   _globals['_DELETEISLANDREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
   _globals['_CREATETRAININGREQUEST']._serialized_start=266
-  _globals['_CREATETRAININGREQUEST']._serialized_end=396
-  _globals['_CANCELTRAININGREQUEST']._serialized_start=398
-  _globals['_CANCELTRAININGREQUEST']._serialized_end=440
-  _globals['_DELETETRAININGREQUEST']._serialized_start=442
-  _globals['_DELETETRAININGREQUEST']._serialized_end=498
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=501
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=639
-  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=642
-  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=785
-  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_start=787
-  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_end=871
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=873
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=931
-  _globals['_CREATENOTEBOOKREQUEST']._serialized_start=934
-  _globals['_CREATENOTEBOOKREQUEST']._serialized_end=1064
-  _globals['_CREATENOTEBOOKRESPONSE']._serialized_start=1066
-  _globals['_CREATENOTEBOOKRESPONSE']._serialized_end=1152
-  _globals['_CANCELNOTEBOOKREQUEST']._serialized_start=1154
-  _globals['_CANCELNOTEBOOKREQUEST']._serialized_end=1196
-  _globals['_DELETENOTEBOOKREQUEST']._serialized_start=1198
-  _globals['_DELETENOTEBOOKREQUEST']._serialized_end=1254
-  _globals['_SETISLANDREQUEST']._serialized_start=1256
-  _globals['_SETISLANDREQUEST']._serialized_end=1375
-  _globals['_DELETEISLANDREQUEST']._serialized_start=1377
-  _globals['_DELETEISLANDREQUEST']._serialized_end=1452
-  _globals['_RUNNER']._serialized_start=1455
-  _globals['_RUNNER']._serialized_end=2468
+  _globals['_CREATETRAININGREQUEST']._serialized_end=413
+  _globals['_CANCELTRAININGREQUEST']._serialized_start=415
+  _globals['_CANCELTRAININGREQUEST']._serialized_end=457
+  _globals['_DELETETRAININGREQUEST']._serialized_start=459
+  _globals['_DELETETRAININGREQUEST']._serialized_end=515
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=518
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=656
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=659
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=802
+  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_start=804
+  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_end=888
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=890
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=948
+  _globals['_CREATENOTEBOOKREQUEST']._serialized_start=951
+  _globals['_CREATENOTEBOOKREQUEST']._serialized_end=1081
+  _globals['_CREATENOTEBOOKRESPONSE']._serialized_start=1083
+  _globals['_CREATENOTEBOOKRESPONSE']._serialized_end=1169
+  _globals['_CANCELNOTEBOOKREQUEST']._serialized_start=1171
+  _globals['_CANCELNOTEBOOKREQUEST']._serialized_end=1213
+  _globals['_DELETENOTEBOOKREQUEST']._serialized_start=1215
+  _globals['_DELETENOTEBOOKREQUEST']._serialized_end=1271
+  _globals['_SETISLANDREQUEST']._serialized_start=1273
+  _globals['_SETISLANDREQUEST']._serialized_end=1392
+  _globals['_DELETEISLANDREQUEST']._serialized_start=1394
+  _globals['_DELETEISLANDREQUEST']._serialized_end=1469
+  _globals['_RUNNER']._serialized_start=1472
+  _globals['_RUNNER']._serialized_end=2485
 # @@protoc_insertion_point(module_scope)

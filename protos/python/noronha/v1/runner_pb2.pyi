@@ -25,12 +25,17 @@ class CreateTrainingRequest(google.protobuf.message.Message):
     TRAINING_ID_FIELD_NUMBER: builtins.int
     TRAINING_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    REPLACE_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """Project to train in, `projects/{project}`."""
     training_id: builtins.str
     """Id of the new training; empty lets the server draw one, an adjective, a colour and an animal."""
     request_id: builtins.str
     """Id that makes a repeat harmless."""
+    replace: builtins.bool
+    """Whether one of that name that has ended is replaced, in one step and only once all was checked: its record, log and
+    executed notebook go, what it published stays. One that runs is FAILED_PRECONDITION `STILL_RUNNING`.
+    """
     @property
     def training(self) -> noronha.v1.training_pb2.Training:
         """The training; its name is not read."""
@@ -42,9 +47,10 @@ class CreateTrainingRequest(google.protobuf.message.Message):
         training_id: builtins.str = ...,
         training: noronha.v1.training_pb2.Training | None = ...,
         request_id: builtins.str = ...,
+        replace: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["training", b"training"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["parent", b"parent", "request_id", b"request_id", "training", b"training", "training_id", b"training_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parent", b"parent", "replace", b"replace", "request_id", b"request_id", "training", b"training", "training_id", b"training_id"]) -> None: ...
 
 global___CreateTrainingRequest = CreateTrainingRequest
 

@@ -86,6 +86,8 @@ class Record:
     body: bytes
     lease: Lease | None = None
     """The lease in force, also one that ran out and that nobody took since."""
+    fence: int = 0
+    """Highest fence that a lease of it had, also one given back; 0 when it had none."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,14 @@ class Draft:
             self.require(Exists(found.key))
         return found
 
+    async def next_fence(self, key: Key) -> int:
+        """Returns the fence of the lease that a record is created with.
+
+        One made in the place of another, which the draft deletes, goes on where that was: whoever held it is kept out.
+        """
+        old = await self.records.get(self.tenant, key.name, key.revision or None) if self.has_written(key) else None
+        return 1 if old is None else old.fence + 1
+
     def has_written(self, key: Key) -> bool:
         """Says whether the draft writes or deletes a record."""
         return key in self._writes
@@ -183,6 +191,9 @@ class Draft:
                 put, expect=before.expect, fence=before.fence if fence is None else fence, lease=before.lease or lease,
                 current=before.current or current, references=references, digests=digests,
             )  # fmt: skip
+        elif isinstance(before, Delete):
+            # Deleted and made anew in one commit: what was there goes as the new one comes.
+            put = dataclasses.replace(put, expect=before.expect, fence=before.fence)
         self._writes[key] = put
         self._messages[key] = message
 

@@ -142,7 +142,7 @@ async def _create(draft: Draft, request: Any) -> Any:
     if request.lease_holder:
         seconds = lease_seconds(request.lease_duration)
         taken = (request.lease_holder, seconds)
-        lease = Lease(request.lease_holder, 1, draft.now + int(seconds * 1e6))
+        lease = Lease(request.lease_holder, await draft.next_fence(key), draft.now + int(seconds * 1e6))
     draft.create(key, message, current=current, lease=taken)
     return _record(key, message, lease)
 

@@ -100,6 +100,8 @@ class Instance:
     resource: str
     handle: str = ""
     """What operators know it by, such as ``process 4711``."""
+    start_time: float = 0.0
+    """When its first process started, in seconds since the epoch; 0 when it has not."""
     exit: Exit | None = None
     """How it ended; None while it runs."""
     limits_applied: bool | None = None

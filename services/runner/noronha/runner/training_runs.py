@@ -357,7 +357,7 @@ class Runs:
             pass
         elif training.status.cancel_requested:
             state, error = TaskStatus.CANCELLED, sessions.failure("CANCELLED", "the training was cancelled")
-        elif self._is_past_timeout(training):
+        elif await self._is_past_timeout(running):
             state, error = TaskStatus.FAILED, self._timed_out(running)
         elif outcome == tasks_pb2.ReportOutcomeRequest.CANCELLED:
             state, error = TaskStatus.CANCELLED, sessions.failure("CANCELLED", "the training was told to stop")
@@ -365,11 +365,14 @@ class Runs:
             state, error = TaskStatus.FAILED, await self._explained(running, request.error)
         await self.conclude(running, state, error, executed)
 
-    def _is_past_timeout(self, training: training_pb2.Training) -> bool:
-        if not training.HasField("timeout") or not training.status.HasField("start_time"):
+    async def _is_past_timeout(self, running: Running) -> bool:
+        """Says whether the platform has told the task to end: by its own clock, which began when the process did."""
+        if not running.training.HasField("timeout"):
             return False
-        ran = time.time() - training.status.start_time.ToMilliseconds() / 1000
-        return ran >= training.timeout.ToMilliseconds() / 1000 - 1.0
+        instance = await self._owner.platform.inspect(running.workload)
+        if instance is None or not instance.start_time:
+            return False
+        return time.time() - instance.start_time >= running.training.timeout.ToMilliseconds() / 1000
 
     async def _explained(self, running: Running, error: status_pb2.Status) -> status_pb2.Status:
         """Returns why a task failed; the platform may know better why its kernel died."""

@@ -43,7 +43,7 @@ class Trainings:
             first = await request_ids.first_answer(self._peers.records, request, principals.current())
             if first is None:
                 raise
-            training = first.records[0].resource.training
+            training = first.records[-1].resource.training
         if self._runs.find(training.name) is None:
             # Made by an earlier call with this request id, perhaps by a mesh that was killed since.
             await self.adopt(training)
@@ -56,6 +56,7 @@ class Trainings:
         made.status.state = TaskStatus.PENDING
         made.status.update_time.CopyFrom(sessions.now())
         await self._owner.platform.check(workloads.of_training(made, id="check"))
+        old = await self._replaced(request)
         create = records_pb2.CreateRecordRequest(
             resource=resource_pb2.Resource(training=made),
             request_id=request.request_id,
@@ -69,21 +70,42 @@ class Trainings:
             create.resource.training.name = made.name
             try:
                 async with self._owner.alone(made.name):
-                    training = await self._begin(create, inputs)
+                    training = await self._begin(create, inputs, old)
             except AlreadyExists as error:
+                if request.replace and error.reason == "ALREADY_EXISTS":
+                    raise _still_running(made.name) from error
                 if request.training_id or error.reason == "REQUEST_ID_REUSED" or draw == _DRAWS - 1:
                     raise
             else:
                 break
         return training
 
-    async def _begin(self, create: records_pb2.CreateRecordRequest, inputs: Inputs) -> training_pb2.Training:
-        """Records a training and starts it, unless that was done before."""
-        record = await self._peers.records.CreateRecord(create)
+    async def _replaced(self, request: runner_pb2.CreateTrainingRequest) -> training_pb2.Training | None:
+        """Returns the training that has ended and is to be replaced, None for none."""
+        if not request.replace or not request.training_id:
+            return None
+        try:
+            old = await self._get(names.join("training", names.parse(request.parent).ids[0], request.training_id))
+        except NotFound:
+            return None
+        return old if old.status.state in ENDED else None
+
+    async def _begin(
+        self, create: records_pb2.CreateRecordRequest, inputs: Inputs, old: training_pb2.Training | None
+    ) -> training_pb2.Training:
+        """Records a training in the place of ``old`` and starts it, unless that was done before."""
+        commit = records_pb2.CommitRecordsRequest()
+        if old is not None:
+            commit.writes.add(delete=records_pb2.DeleteRecordRequest(name=old.name, etag=old.etag))
+        commit.writes.add(create=create)
+        record = (await self._peers.records.CommitRecords(commit)).records[-1]
         training: training_pb2.Training = record.resource.training
         once = (principals.current().tenant, training.name, training.create_time.ToNanoseconds())
         if record.lease.holder == self._owner.leases.holder and once not in self._made:
             self._made.append(once)
+            if old is not None:
+                gone = workloads.training_id(old, principals.current().tenant)
+                self._owner.spawn(self._runs.forget(gone), f"removing what is left of an earlier {old.name}")
             await self._runs.start(self._runs.take(training, record.lease, inputs))
         return training
 
@@ -111,9 +133,7 @@ class Trainings:
         names.parse(name, "training")
         training = await self._get(name)
         if training.status.state not in ENDED:
-            raise FailedPrecondition(
-                f"{name} still runs; cancel it first, or wait until it has ended", reason="STILL_RUNNING", name=name
-            )
+            raise _still_running(name)
         await self._peers.records.DeleteRecord(records_pb2.DeleteRecordRequest(name=name, etag=etag))
         await self._runs.forget(workloads.training_id(training, principals.current().tenant))
 
@@ -188,3 +208,9 @@ class Trainings:
             yield piece
         if follow and not ended():
             raise self._owner.stopping()
+
+
+def _still_running(name: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{name} still runs; cancel it first, or wait until it has ended", reason="STILL_RUNNING", name=name
+    )

@@ -272,7 +272,7 @@ class MemoryRecords:
             fence += 1
             lease = Lease(put.lease[0], fence, now + int(put.lease[1] * 1e6))
         kept.rows[name, revision] = _Row(
-            Record(put.key, self._newest, put.body, lease),
+            Record(put.key, self._newest, put.body, lease, fence),
             json.loads(put.document),
             put.text,
             put.references if put.references is not None else old.references if old else (),

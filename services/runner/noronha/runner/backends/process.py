@@ -287,6 +287,7 @@ class Processes:
             id=id,
             resource=described["resource"],
             handle=f"process {task['pid']}" if task else "",
+            start_time=started.get("time", 0.0),
             exit=_exit(ended) if ended is not None else None,
             limits_applied=started.get("limits_applied"),
             bound=bool(started.get("bound")),

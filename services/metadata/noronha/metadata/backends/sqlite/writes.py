@@ -37,7 +37,7 @@ def record_of(row: tuple[Any, ...]) -> Record:
     """Returns the record in a row that begins with the columns of ``RECORD``."""
     kind, name, revision, version, body, holder, fence, expire_time = row[:8]
     lease = Lease(holder, fence, expire_time) if holder is not None else None
-    return Record(Key(kind, name, revision), version, body, lease)
+    return Record(Key(kind, name, revision), version, body, lease, fence)
 
 
 class Applied(NamedTuple):

@@ -123,6 +123,10 @@ class User:
                 process.wait(30)
         self.processes.clear()
 
+    def eventually(self, what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+        """Returns the first true answer of ``condition``; fails after ``seconds``."""
+        return wait_for(what, condition, seconds)
+
     def left_behind(self) -> dict[int, str]:
         """Returns the processes that belong to this home, by id."""
         found = {}

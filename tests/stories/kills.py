@@ -1,10 +1,13 @@
 """Kills parts of a mesh with SIGKILL at random points of real work, and checks what must hold afterwards.
 
+Services are also frozen with SIGSTOP, for a moment or for longer than their leases, and go on as if nothing had been.
 Promises checked after every kill:
 
 - what was acknowledged is there, whole and right, and nothing that is listed has missing or wrong bytes;
 - a command that failed can be typed again and then succeeds;
-- every training ends, in the state its end deserves, and leaves no process behind;
+- every training and every build that is on record succeeds, whatever died beside it: what ran was found again, once;
+- replicas that served go on serving, the same ones, unless the work replaced them;
+- exactly the processes are left that stood there before the work;
 - predictions go on while the mesh is down; only the proxy's own death interrupts them, and shortly.
 
 ``python tests/stories/kills.py --runs 200 --seed 7`` is the long run behind ``make soak``; its table goes to docs/soak.md.
@@ -38,6 +41,12 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SERVICES = ("metadata", "store", "builder", "runner", "router")
+FROZEN = " frozen"
+"""What a victim's name ends in that is stopped and continued instead of killed."""
+MOMENT = 3.0
+"""Seconds for which a service is frozen in a short run, and mostly in a long one."""
+PAST_THE_LEASE = 70.0
+"""Seconds after which every lease of a frozen service has run out: Runner's is 60 s."""
 WAIT = 90.0
 """Seconds within which everything must have settled after a kill; a bound for hangs, not a measure."""
 
@@ -183,36 +192,43 @@ class World:
             return Mesh(f"unix:{self.state / 'mesh.sock'}", whole=True)
         return Mesh(f"127.0.0.1:{self.ports['metadata']}", token=(self.state / "owner.token").read_text().strip())
 
-    def stray(self, task: str) -> list[str]:
-        """Returns the command lines of processes that work in a task's folder."""
-        found = []
+    def family(self) -> dict[int, str]:
+        """Returns the processes of this world by id: all that were started with its home, however they call themselves."""
+        found = {}
         for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or ())
-            if task in line and str(self.state) in line and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(line[:200])
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.info["cmdline"] or ())
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if str(self.home) in line or process.environ().get("HOME") == str(self.home):
+                    found[process.pid] = line[:200]
         return found
 
-    def end(self) -> None:
-        """Ends everything and removes the home."""
-        if self.target == "embedded":
+    def end(self) -> list[str]:
+        """Ends everything, removes the home and returns what would not end when it was told to."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                self.command("mesh", "down", "--stop-tasks"),
-                env=self.env,
-                capture_output=True,
-                timeout=120,
-                check=False,
-            )
+                self.command("mesh", "down", "--stop-tasks"), env=self.env, cwd=self.home, capture_output=True,
+                timeout=120, check=False,
+            )  # fmt: skip
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             process.kill()
-        for process in psutil.process_iter(["cmdline"]):
-            if str(self.home) in " ".join(process.info["cmdline"] or ()) and process.pid != os.getpid():
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            process.wait()
+        with contextlib.suppress(AssertionError):
+            until(lambda: not self.family(), "everything to end", 20)
+        left = self.family()
+        for number in left:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(number).kill()
         shutil.rmtree(self.home, ignore_errors=True)
+        return list(left.values())
 
 
 @contextlib.contextmanager
@@ -245,8 +261,11 @@ def world(target: str) -> Iterator[World]:
         made.nha("proj", "build", "--from-here")
         made.nha("depl", "new", "--name", "d", "--nb", "notebooks/predict", "--params", '{"answer": "0"}')
         yield made
-    finally:
+    except BaseException:
         made.end()
+        raise
+    left = made.end()
+    assert not left, f"processes did not end: {left}"
 
 
 class Prober:
@@ -315,9 +334,13 @@ def _digests(folder: Path) -> dict[str, str]:
 class Killer:
     """Does work, kills something in the middle, and checks what must hold."""
 
-    def __init__(self, made: World, seed: int) -> None:
+    def __init__(self, made: World, seed: int, longest: float = MOMENT) -> None:
         self.world = made
         self.random = random.Random(seed)
+        self.longest = longest
+        """Seconds for which now and then a service is frozen."""
+        self.standing = len(made.family())
+        """Processes that there are when nothing is being done."""
         self.serial = 0
         self.duration = {"publish": 1.0, "build": 1.5, "train": 3.0, "deploy": 3.0}
         self.table: list[Kill] = []
@@ -379,7 +402,7 @@ class Killer:
     def victims(self) -> list[str]:
         """Returns what can be killed in this world."""
         services = list(SERVICES) if self.world.target == "five" else ["mesh"]
-        return [*services, "cli", "envoy"]
+        return [*services, *(f"{each}{FROZEN}" for each in services), "cli", "envoy"]
 
     def _strike(self, victim: str, command: subprocess.Popen[str]) -> None:
         made = self.world
@@ -389,15 +412,26 @@ class Killer:
             for process in made.envoys():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+        elif victim.endswith(FROZEN):
+            name = victim.removesuffix(FROZEN)
+            process = made.mesh_process() if name == "mesh" else made.processes[name].pid
+            if process is not None:
+                os.kill(process, signal.SIGSTOP)
+                try:
+                    time.sleep(self.random.choice((MOMENT, MOMENT, MOMENT, self.longest)))
+                finally:
+                    os.kill(process, signal.SIGCONT)
         elif victim == "mesh":
             process = made.mesh_process()
             if process is not None:
                 os.kill(process, signal.SIGKILL)
                 until(lambda: not psutil.pid_exists(process), "the mesh to be gone")
+            time.sleep(self.random.choice((0.0, 1.5)))  # away for a moment, unless the command starts it again
             made.start()
         else:
             made.processes[victim].kill()
             made.processes[victim].wait()
+            time.sleep(self.random.choice((0.0, 1.5)))
             made.start(victim)
 
     def once(self, kind: str, victim: str, share: float) -> Kill:
@@ -405,6 +439,7 @@ class Killer:
         self.serial += 1
         made = self.world
         until(lambda: _answer(made.router_port), "predictions before the kill")
+        replicas = self._replicas()
         line, holds = self._work(kind)
         kill = Kill(self.serial, kind, victim, share * self.duration[kind], None)
         self.table.append(kill)
@@ -434,14 +469,27 @@ class Killer:
             else:
                 assert "Traceback" not in "".join(drained), drained
             self._settled()
-            if (kill.exit_code != 0 and victim != "cli") or kill.exit_code != 0:
+            if kill.exit_code != 0:
                 self._again(line, kind, drained)
                 holds()
+                self._settled()
+            if kind != "deploy":
+                assert self._replicas() == replicas, f"replicas {replicas} served, now {self._replicas()} do"
             until(lambda: prober.last_good > struck, "predictions after the kill")
             bad = [failure for at, failure in prober.failures if victim != "envoy" or not struck - 1 < at < struck + 15]
             assert not bad, f"predictions failed: {bad[:3]} of {len(bad)}; {prober.asked} asked"
         until(self._checked, "the mesh to answer")
         return kill
+
+    def _replicas(self) -> set[str]:
+        """Returns the names of the replicas that serve."""
+        from noronha.v1 import metadata_pb2 as pb
+        from noronha.v1 import replica_pb2
+
+        request = pb.ListReplicasRequest(parent="projects/p/deployments/d", page_size=1000)
+        with self.world.connect() as mesh:
+            found = mesh.metadata.ListReplicas(request).replicas
+        return {each.name for each in found if each.state == replica_pb2.Replica.READY}
 
     def _checked(self) -> bool:
         """Checks everything that is listed; false while a part that was started anew does not answer yet."""
@@ -501,17 +549,28 @@ class Killer:
                 open_work.append("the deployment follows")
             if open_work:
                 return False
-            open_work.extend(
-                stray for each in trainings.trainings for stray in self.world.stray(f"{each.name.rpartition('/')[2]}/")
-            )
+            wrong = [
+                f"{each.name} ended as {task_status_pb2.TaskStatus.State.Name(each.status.state)}: {each.status.error}"
+                for each in (*trainings.trainings, *builds.builds)
+                if each.status.state != task_status_pb2.TaskStatus.SUCCEEDED
+            ]
+            wrong += [f"{each.name} published {each.published}" for each in trainings.trainings if not each.published]
+            if wrong:
+                raise RuntimeError("; ".join(wrong))
+            family = self.world.family()
+            if len(family) != self.standing:
+                open_work.append(f"{len(family)} processes instead of {self.standing}: {sorted(family.values())}")
             return not open_work
 
         try:
             until(settled, "everything to settle")
         except AssertionError as error:
             raise AssertionError(f"{error}: {open_work[:5]}") from None
+        except RuntimeError as error:
+            raise AssertionError(str(error)) from None
 
-    def _everything_listed_is_right(self) -> None:
+    def _everything_listed_is_right(self, *, read_all: bool = False) -> None:
+        """Checks every record, and the bytes of those that this work concerned and of some others, or of all."""
         from noronha.v1 import metadata_pb2 as pb
         from noronha.v1 import store_pb2 as store
 
@@ -529,10 +588,11 @@ class Killer:
                 assert files in self.world.attempted[each.name], f"{each.name} has files that nobody wrote: {files}"
             for name, files in self.world.acknowledged.items():
                 assert newest.get(name) == files, f"{name} was acknowledged with {files}, is {newest.get(name)}"
-            recent = [
-                digest for each in (*versions[-3:], *datasets[-3:]) for digest in (file.digest for file in each.files)
-            ]
-            for digest in recent:
+            assets = [*versions, *datasets]
+            if not read_all:
+                own = [each for each in assets if each.name.rpartition("/")[2][1:] == str(self.serial)]
+                assets = [*own, *self.random.sample(assets, min(3, len(assets)))]
+            for digest in sorted({file.digest for each in assets for file in each.files}):
                 content = hashlib.sha256()
                 for chunk in mesh.store.ReadBlob(store.ReadBlobRequest(digest=digest)):
                     content.update(chunk.data)
@@ -550,6 +610,7 @@ class Killer:
             except AssertionError as error:
                 self.table[-1].problem = str(error)
                 raise
+        self._everything_listed_is_right(read_all=True)
 
 
 def main() -> int:
@@ -568,23 +629,31 @@ def main() -> int:
         left = given.runs // len(targets)
         chunk_seed = given.seed
         while left > 0:
-            with world(target) as made:
-                killer = Killer(made, chunk_seed)
-                try:
-                    killer.run(left)
-                except Exception as error:
-                    problems.append(f"{target}, {killer.table[-1].work}, {killer.table[-1].victim}: {error}")
-                    print(problems[-1], flush=True)
-                for kill in killer.table:
-                    done[(target, kill.work, kill.victim)] += 1
-                left -= max(1, len(killer.table))
-                chunk_seed += 1
-                print(f"{target}: {left} left", flush=True)
+            before = left
+            try:
+                with world(target) as made:
+                    killer = Killer(made, chunk_seed, PAST_THE_LEASE)
+                    try:
+                        killer.run(left)
+                    except Exception as error:
+                        problems.append(f"{target}, {killer.table[-1].work}, {killer.table[-1].victim}: {error}")
+                        print(problems[-1], flush=True)
+                    for kill in killer.table:
+                        done[(target, kill.work, kill.victim)] += 1
+                    left -= len(killer.table)
+            except AssertionError as error:  # the world itself would not begin, or would not end
+                problems.append(f"{target}: {error}")
+                print(problems[-1], flush=True)
+            chunk_seed += 1
+            print(f"{target}: {left} left", flush=True)
+            if left == before:
+                break
     lines = [
         "# Soak\n",
-        "Written by `make soak`: parts of a mesh are ended with SIGKILL at random points of publishing, building, training and",
-        "deploying, while predictions are asked for all the time. After every kill: nothing acknowledged is missing, everything",
-        "listed reads back right, every training has ended, no process is left behind, and predictions went on.\n",
+        "Written by `make soak`: parts of a mesh are ended with SIGKILL, or frozen with SIGSTOP, at random points of publishing,",
+        "building, training and deploying, while predictions are asked for all the time. After every kill: nothing acknowledged",
+        "is missing, everything listed reads back right, every training and build has succeeded, the replicas are the same,",
+        "no process is left behind, and predictions went on.\n",
         f"Last run: {time.strftime('%Y-%m-%d')}, seed {given.seed}, {sum(done.values())} kills, {len(problems)} problems.\n",
         "| mesh | work | killed | times |",
         "|---|---|---|---|",

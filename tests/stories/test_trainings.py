@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -171,6 +172,33 @@ def test_a_mesh_that_is_killed_is_started_again_and_nothing_is_missed(trainer: A
     assert process.returncode == 0, errors
     assert [int(number) for number in re.findall(r"step (\d+)", output)] == list(range(1, 40))
     assert trainer.json("train", "info", "--name", "survivor")["task"]["state"] == "FINISHED"
+
+
+def test_a_mesh_that_is_stopped_stays_down_and_who_follows_is_told_how_to_go_on(trainer: Any) -> None:
+    if trainer.target != "embedded":
+        pytest.skip("the embedded mesh alone is started by the command")
+    process = _begin(trainer, "left", steps=30)
+    trainer.nha("mesh", "down")
+    _, errors = process.communicate(timeout=120)
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == 7 and last.startswith("Error: the mesh was stopped; training p:left goes on"), errors
+    assert last.endswith("[MESH_STOPPED]") and "Traceback" not in errors
+    assert trainer.run("mesh", "status").returncode == 7, "nobody started it again"
+    named = shlex.split(last.split("'")[1])
+    assert named[:3] == ["nha", "train", "logs"]
+    assert trainer.run(*named[1:], check=True).stdout.count("step") == 30
+    assert trainer.json("train", "info", "--name", "left")["task"]["state"] == "FINISHED"
+
+
+def test_who_follows_goes_on_when_a_stopped_mesh_is_started_again_soon(trainer: Any) -> None:
+    if trainer.target != "embedded":
+        pytest.skip("the embedded mesh alone is started by the command")
+    process = _begin(trainer, "resumed", steps=40)
+    trainer.nha("mesh", "down")
+    trainer.nha("mesh", "up")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert [int(number) for number in re.findall(r"step (\d+)", output)] == list(range(1, 40))
 
 
 def test_the_table_says_where_trainings_stand(trainer: Any) -> None:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from noronha.cli.failures import one_line
 from noronha.cli.output import Progress
 from noronha.cli.target import Target
+
+
+@contextlib.contextmanager
+def going_on(what: str, command: str) -> Iterator[None]:
+    """Says how to see work again when the mesh is stopped on which it is followed."""
+    from noronha.rpc.errors import Unavailable
+
+    try:
+        yield
+    except Unavailable as error:
+        if error.reason != "MESH_STOPPED":
+            raise
+        raise Unavailable(
+            f"the mesh was stopped; {what} goes on without it, see '{command}'", reason=error.reason
+        ) from None
 
 
 def watch(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from noronha.client import configuration, mesh
-from noronha.rpc.errors import FailedPrecondition, ResourceExhausted, Unimplemented
+from noronha.client.patience import Patience
+from noronha.rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable, Unimplemented
 from noronha.v1 import mesh_pb2
 
 
@@ -118,6 +119,21 @@ def test_secrets_are_not_compared(home: Path) -> None:
     line = configuration.contradiction(found, found.mesh.fingerprint())
     assert line is not None and "mongo.native" in line and "hidden-word" not in line
     assert "hidden-word" not in repr(found)
+
+
+def test_an_interrupted_transfer_starts_a_crashed_mesh_and_leaves_a_stopped_one_alone() -> None:
+    asked: list[str] = []
+
+    def revive() -> None:
+        asked.append("revive")
+        if len(asked) > 1:
+            raise Unavailable("the mesh was stopped", reason="MESH_STOPPED")
+
+    waiting = Patience(60.0, revive)
+    waiting.bear(Unavailable("gone"))
+    with pytest.raises(Unavailable) as caught:
+        waiting.bear(Unavailable("gone"))
+    assert caught.value.reason == "MESH_STOPPED" and len(asked) == 2
 
 
 def test_a_stopped_mesh_is_gone_although_the_next_answers_in_its_place(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ class TestMesh:
         self.router = router_pb2_grpc.RouterStub(channel)
         self.mesh = mesh_pb2_grpc.MeshStub(channel)
         self.store = store_pb2_grpc.StoreStub(channel)
-        self.records = records_pb2_grpc.RecordsStub(dial(self.address, token=token))
+        inside = dial(self.address, token=token)
+        self.records = records_pb2_grpc.RecordsStub(inside)
+        self.routes = router_pb2_grpc.RouterStub(inside)
         eventually("the mesh answers", self._answers)
 
     def _answers(self) -> bool:

@@ -19,7 +19,16 @@ from noronha.rpc.dial import new_request_id
 from noronha.rpc.errors import AlreadyExists, NoronhaError, Unavailable
 from noronha.runner.backend import PYTHON, Workload
 from noronha.runner.backends.process import Processes
-from noronha.v1 import deployment_pb2, mesh_pb2, metadata_pb2, runner_pb2, task_status_pb2, training_pb2
+from noronha.v1 import (
+    deployment_pb2,
+    mesh_pb2,
+    metadata_pb2,
+    router_pb2,
+    runner_pb2,
+    task_status_pb2,
+    traffic_pb2,
+    training_pb2,
+)
 from noronha.v1.replica_pb2 import Replica
 
 from .conftest import TestMesh, eventually, notebook
@@ -183,6 +192,64 @@ def test_predictions_go_on_while_the_mesh_is_down(own: TestMesh) -> None:
     own.stands(NAME, "READY", 2)
     eventually("one has stopped", lambda: (1, "STOPPED") in states(own))
     assert predict(own) == (200, "one")
+
+
+def _routes(mesh: TestMesh) -> None:
+    """Waits until the proxy is heard of again and holds every replica."""
+    request = router_pb2.WaitForRoutesRequest(deployment=NAME, present=[each.name for each in mesh.replicas(NAME)])
+    request.timeout.FromSeconds(60)
+    mesh.routes.WaitForRoutes(request, timeout=70)
+
+
+def test_a_deployment_that_serves_is_told_so_while_the_mesh_comes_back(own: TestMesh) -> None:
+    """A change of what is told would change the record's etag, however soon it is taken back."""
+    own.deploy(predicting("one"), replicas=2)
+    before = own.stands(NAME, "READY")
+    own.kill()
+    again(own)
+    _routes(own)
+    asked = deployment_pb2.Deployment(name=NAME, replicas=2)  # changes nothing; answered once it is looked after again
+    own.runner.UpdateDeployment(runner_pb2.UpdateDeploymentRequest(deployment=asked), timeout=60)
+    after = own.deployment(NAME)
+    assert after.etag == before.etag, after.status
+
+
+def test_a_deployment_that_fails_is_told_so_while_the_mesh_comes_back(own: TestMesh) -> None:
+    own.deploy(notebook("raise ValueError('no such flower')"))
+    own.stands(NAME, "FAILED")
+    tried = {each.name for each in own.replicas(NAME)}
+    own.kill()
+    again(own)
+    seen = []
+
+    def failed_again() -> bool:
+        seen.append(own.deployment(NAME).status)
+        return bool({each.name for each in own.replicas(NAME) if each.state == Replica.FAILED} - tried)
+
+    eventually("it is tried again and fails again", failed_again)
+    assert {(each.state, each.reason) for each in seen} == {(deployment_pb2.DeploymentStatus.FAILED, "CELL_RAISED")}
+
+
+def test_revisions_that_share_traffic_are_found_again(own: TestMesh) -> None:
+    own.deploy(predicting("one"))
+    own.stands(NAME, "READY")
+    update(own, "spec", spec=deployment_pb2.DeploymentSpec(build=own.build(predict=predicting("two"))))
+    own.router.UpdateTraffic(
+        router_pb2.UpdateTrafficRequest(
+            traffic=traffic_pb2.Traffic(
+                name=f"{NAME}/traffic", targets=[traffic_pb2.TrafficTarget(revision=1, weight=100)]
+            ),
+            request_id=new_request_id(),
+        )
+    )
+    eventually("both serve", lambda: sorted(_alive(own)) == [(1, "READY"), (2, "READY")])
+    before = {each.name for each in own.replicas(NAME) if each.state == Replica.READY}
+    for _ in range(3):
+        own.kill()
+        again(own)
+        _routes(own)
+        assert {each.name for each in own.replicas(NAME) if each.state == Replica.READY} == before
+    assert {predict(own)[1] for _ in range(5)} == {"one"}
 
 
 def test_a_replica_that_dies_while_the_mesh_is_down_is_replaced(own: TestMesh) -> None:

@@ -114,6 +114,34 @@ def test_parameters_that_cannot_be_given_are_refused_before_a_kernel_starts(make
     assert what in result.message and "\n" not in result.message
 
 
+def test_parameters_are_put_after_every_tagged_cell_and_replace_those_of_an_earlier_run(make_notebook, tmp_path):
+    path = make_notebook(("a = 1", "parameters"), ("a = 2", "parameters"), "open('seen', 'a').write(f'{a} ')")
+    assert execute(path, tmp_path / "once.ipynb", params_json='{"a": 3}').succeeded
+    assert execute(tmp_path / "once.ipynb", tmp_path / "again.ipynb", params_json='{"a": 4}', cwd=path.parent).succeeded
+    assert (path.parent / "seen").read_text() == "3 4 "
+    assert len(json.loads((tmp_path / "again.ipynb").read_text())["cells"]) == 5
+
+
+def test_cells_are_counted_as_their_author_sees_them(make_notebook, tmp_path):
+    """Not the parameters, not an empty cell: the number is that of In [n] in the traceback and in the file."""
+    path = make_notebook(("a = 1", "parameters"), "", "print('before')", "1 / 0")
+    for params in ("{}", '{"a": 2}'):
+        result = execute(path, tmp_path / "executed.ipynb", params_json=params)
+        assert (result.cell, result.message) == (3, "Cell 3 raised ZeroDivisionError: division by zero.")
+        assert "Cell In[3], line 1" in result.traceback
+        cells = json.loads((tmp_path / "executed.ipynb").read_text())["cells"]
+        assert [cell["execution_count"] for cell in cells if cell["source"]][-1] == 3
+
+
+def test_output_that_is_no_text_is_shown_as_far_as_it_can_be(make_notebook, tmp_path):
+    shown = []
+    path = make_notebook("import os\nos.write(1, b'\\xff\\xfe\\x00 raw\\n')\nprint('\\udcff odd')", "print('the end')")
+    result = execute(path, tmp_path / "executed.ipynb", on_output=shown.append)
+    assert result.succeeded, result
+    for text in ("".join(shown), outputs(tmp_path / "executed.ipynb")):
+        assert " raw" in text and " odd" in text and "the end" in text
+
+
 def test_a_missing_notebook_fails_by_name(tmp_path):
     result = execute(tmp_path / "none.ipynb", tmp_path / "executed.ipynb", interpreter="/nowhere")
     assert (result.outcome, result.reason) == ("FAILED", "NOTEBOOK_NOT_FOUND")
@@ -195,7 +223,7 @@ def test_a_cell_that_raises_fails_with_its_error_and_keeps_the_notebook(make_not
         kernelspec={"name": "a-kernel-nobody-has", "display_name": "R"},
     )
     result = execute(path, tmp_path / "executed.ipynb", on_output=shown.append, on_progress=progress.append)
-    assert (result.outcome, result.reason, result.name, result.cell) == ("FAILED", "CELL_RAISED", "KeyError", 1)
+    assert (result.outcome, result.reason, result.name, result.cell) == ("FAILED", "CELL_RAISED", "KeyError", 2)
     assert "gone" in result.value and "in f()" in result.traceback and "\x1b" not in result.traceback
     assert "Cell 2 raised KeyError" in result.message
     kept = outputs(tmp_path / "executed.ipynb")

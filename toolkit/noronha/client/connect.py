@@ -74,8 +74,11 @@ class Mesh:
         self._stubs.clear()
 
     def revive(self) -> None:
-        """Starts an embedded mesh again if it has gone; does nothing for others. Raises as
-        ``noronha.client.mesh.start``."""
+        """Starts an embedded mesh again if it crashed; does nothing for others.
+
+        One that was told to stop stays down: it is waited for a few seconds, should somebody else start it. Raises
+        Unavailable ``MESH_STOPPED`` when nobody does; as ``noronha.client.mesh.start_mesh``.
+        """
         if self._reviver is not None:
             self._reviver()
 

@@ -60,8 +60,8 @@ class Following:
 
     ``name`` is the full name of the record; ``ended(record)`` says whether the work is over. ``tail`` is the
     ``TailLogs`` method that holds its log, None for work without one; ``replica`` and ``lines`` narrow the log as in
-    its request. Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away. Close
-    it when done.
+    its request. Iterating raises NotFound when the record is deleted, and Unavailable when the mesh stays away, also
+    ``MESH_STOPPED`` when it was told to. Close it when done.
     """
 
     def __init__(

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 """Seconds that a mesh has to answer after it was started."""
 
+STOPPED_PATIENCE = 10.0
+"""Seconds for which those who were in the midst of something wait for a mesh that was stopped on purpose."""
+
 LEAST_ROOM = 1 << 20
 """Bytes that must be free for a mesh to start: 1 MiB."""
 
@@ -77,11 +80,37 @@ def embedded(configuration: Configuration, *, start: bool = True, notice: Notice
 
 
 def _connection(configuration: Configuration, notice: Notice) -> Mesh:
-    def revive() -> None:
-        if not answers(configuration.mesh.socket_path):
-            start_mesh(configuration, notice=notice)
+    path = configuration.mesh.socket_path
 
-    return Mesh(f"unix:{configuration.mesh.socket_path}", whole=True, reviver=revive)
+    def revive() -> None:
+        deadline = time.monotonic() + STOPPED_PATIENCE
+        while not answers(path):
+            if not _was_stopped(path):
+                start_mesh(configuration, notice=notice)
+                return
+            if time.monotonic() > deadline and not _is_being_started(path.parent):
+                raise Unavailable(
+                    "the mesh was stopped; 'nha mesh up' starts it again, and what it was doing goes on then",
+                    reason="MESH_STOPPED",
+                )
+            time.sleep(0.1)
+
+    return Mesh(f"unix:{path}", whole=True, reviver=revive)
+
+
+def _was_stopped(path: Path) -> bool:
+    """Says whether the mesh that is gone was told to stop; one that crashed left no such word."""
+    return (path.parent / "stopped").exists()
+
+
+def _is_being_started(folder: Path) -> bool:
+    """Says whether some client is starting the mesh right now."""
+    with contextlib.suppress(FileNotFoundError), open(folder / "start.lock", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def answers(path: Path) -> bool:

@@ -55,8 +55,10 @@ class Patience:
         if self._revive is not None and isinstance(error, Unavailable):
             try:
                 self._revive()
-            except Unavailable:
-                pass  # asked again after the next try
+            except Unavailable as gone:
+                if gone.reason == "MESH_STOPPED":
+                    raise
+                # asked again after the next try
 
 
 def _is_interruption(error: NoronhaError) -> bool:

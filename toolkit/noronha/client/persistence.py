@@ -21,7 +21,8 @@ def persistently(mesh: Mesh, call: Callable[[], Answer], *, patience: float = PA
     """Returns what ``call()`` returns, called again while the mesh is away; an embedded one is started again.
 
     Only for calls whose repeat is harmless: reads, and writes that carry one request id through all repeats. Raises
-    Unavailable after ``patience`` seconds, and at once whatever else the call raises.
+    Unavailable after ``patience`` seconds, ``MESH_STOPPED`` when the mesh was stopped meanwhile, and at once whatever
+    else the call raises.
     """
     deadline = time.monotonic() + patience
     pause = 0.1

@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionComplete, CellExecutionError
 from nbformat.v4 import new_output
 from papermill.engines import Engine, NotebookExecutionManager
 
+from noronha.tools import parameters
 from noronha.tools.execution import Execution
 from noronha.tools.failures import NotebookFailure
 from noronha.tools.kernel import Kernel, RuntimeFolder
@@ -91,6 +92,7 @@ class _Cells(NotebookClient):
         self._idle: set[str] = set()
         self._last_message = 0.0
         self._output: Any = None
+        self._number = 0
         self.kc: Any = None
 
     async def run(self) -> None:
@@ -143,11 +145,17 @@ class _Cells(NotebookClient):
         cell.outputs = []
         cell.execution_count = None
         self.clear_before_next_output = False
-        message = self.kc.execute(cell.source, store_history=True, stop_on_error=not tolerated)
+        # A cell with parameters is none of the author's: it takes no number, so that a message, a traceback and the
+        # author's own notebook mean the same cell.
+        numbered = not parameters.is_injected(cell)
+        self._number += numbered
+        message = self.kc.execute(cell.source, store_history=numbered, stop_on_error=not tolerated)
         self._places[message] = (cell, index)
-        reply = await self._settled(message, index)
+        reply = await self._settled(message)
         content = reply["content"]
-        if content.get("execution_count") is not None:
+        if not numbered:
+            cell.execution_count = None
+        elif content.get("execution_count") is not None:
             cell.execution_count = content["execution_count"]
         if content["status"] == "ok":
             asked = any(one.get("source") == "ask_exit" for one in content.get("payload") or [])
@@ -161,16 +169,14 @@ class _Cells(NotebookClient):
             return True
         raise NotebookFailure(
             "CELL_RAISED",
-            f"Cell {index + 1} raised {name or content['status']}"
-            + (f": {plain(value).strip().splitlines()[0][:500]}" if value.strip() else "")
-            + ".",
+            f"Cell {self._number} raised {_in_one_line(name or content['status'], plain(value))}.",
             name=name,
             value=plain(value),
             traceback=plain("\n".join(content.get("traceback", []))),
-            cell=index,
+            cell=self._number,
         )
 
-    async def _settled(self, message: str, index: int) -> dict[str, Any]:
+    async def _settled(self, message: str) -> dict[str, Any]:
         """Waits for the reply to an execution and for all its output."""
         execution, kernel = self._execution, self._execution.kernel
         shell = self.kc.shell_channel
@@ -205,7 +211,7 @@ class _Cells(NotebookClient):
                     self._drain()
                     if force_at is not None:
                         raise _cancelled()
-                    raise self._died(index)
+                    raise self._died()
                 if reply is not None and time.monotonic() - self._last_message > QUIET:
                     break
             return reply
@@ -214,13 +220,13 @@ class _Cells(NotebookClient):
             for future in waiting.values():
                 future.cancel()
 
-    def _died(self, index: int) -> NotebookFailure:
+    def _died(self) -> NotebookFailure:
         kernel = self._execution.kernel
         words = kernel.last_words().strip()
         if words:
             self._execution.show(f"\n{words}\n")
         return NotebookFailure(
-            "KERNEL_DIED", f"The kernel {kernel.describe_end()} while cell {index + 1} ran.", cell=index
+            "KERNEL_DIED", f"The kernel {kernel.describe_end()} while cell {self._number} ran.", cell=self._number
         )
 
     # -- output -------------------------------------------------------------------------------------------------
@@ -241,7 +247,9 @@ class _Cells(NotebookClient):
         _, parts = session.feed_identities(frames)
         # Printed text is by far the most frequent message: it is read without the ceremony the others get.
         if b'"stream"' in parts[1] and json.loads(parts[1]).get("msg_type") == "stream":
-            parent, content = json.loads(parts[2]).get("msg_id") or "", json.loads(parts[4])
+            parent = json.loads(parts[2]).get("msg_id") or ""
+            # What a notebook prints need not be text: the kernel passes bytes that are none on as they are.
+            content = json.loads(parts[4].decode("utf-8", "replace"))
             self._printed(parent, content.get("name", "stdout"), content.get("text", ""))
             return
         try:
@@ -334,11 +342,10 @@ class Record(NotebookExecutionManager):
         self._spent = self._saved - begun
 
 
-def note_failure(notebook: Any, failure: NotebookFailure) -> None:
-    """Leaves a failure that no cell output tells of in the cell where it happened, or in the first code cell."""
+def note_failure(notebook: Any, failure: NotebookFailure, index: int | None) -> None:
+    """Leaves a failure that no cell output tells of in the cell at ``index``, or in the first code cell."""
     if failure.reason == "CELL_RAISED":
         return
-    index = failure.cell
     cells = [one for one in notebook.cells if one.cell_type == "code"]
     cell = notebook.cells[index] if index is not None and index < len(notebook.cells) else (cells[0] if cells else None)
     if cell is not None and cell.cell_type == "code":
@@ -346,6 +353,14 @@ def note_failure(notebook: Any, failure: NotebookFailure) -> None:
             *cell.get("outputs", []),
             new_output("error", ename=failure.reason, evalue=failure.message, traceback=[failure.message]),
         ]
+
+
+def _in_one_line(name: str, value: str) -> str:
+    """Returns an exception as a line of text, without a full stop."""
+    if name == "StdinNotImplementedError":
+        return f"{name}: input() has nobody to ask here; make what it asks for a parameter"
+    lines = value.strip().splitlines()
+    return f"{name}: {lines[0][:500].rstrip('.')}" if lines else name
 
 
 def _cancelled() -> NotebookFailure:

@@ -30,6 +30,7 @@ class Execution:
         self.kernel = kernel
         self.failure: NotebookFailure | None = None
         self.cell: int | None = None
+        """Place among the executed notebook's cells, from 0, of the one that runs or ran last."""
         self.grace = 5.0
         self._on_output = on_output
         self._on_progress = on_progress

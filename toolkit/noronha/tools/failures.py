@@ -24,7 +24,8 @@ REASONS = {
 class NotebookFailure(Exception):
     """Ends the execution of a notebook with a reason out of `REASONS` and a message of one line.
 
-    ``cell`` counts from 0; ``name``, ``value`` and ``traceback`` are those of the exception that a cell raised.
+    ``cell`` is where it happened, counted as ``In [n]`` counts the cells of the author's own notebook; ``name``,
+    ``value`` and ``traceback`` are those of the exception that it raised.
     """
 
     def __init__(

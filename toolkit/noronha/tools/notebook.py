@@ -43,7 +43,8 @@ class Result:
     message: str = ""
     """The same for people, in one line."""
     cell: int | None = None
-    """The cell where it happened, from 0; None when it was none."""
+    """Where it happened, counted from 1 as ``In [n]`` counts the cells of the author's own notebook; None when it was
+    in no cell."""
     name: str = ""
     """Class of the exception that a cell raised."""
     value: str = ""
@@ -164,7 +165,7 @@ class NotebookRun:
             if failure is not None:
                 from noronha.tools.engine import note_failure
 
-                note_failure(document, failure)
+                note_failure(document, failure, self._execution.cell)
             write(document, self._executed)
         else:
             self.keep()

@@ -52,21 +52,37 @@ def source(params: dict[str, Any]) -> str:
 
 
 def inject(notebook: Any, params: dict[str, Any]) -> bool:
-    """Puts a cell with the parameters after the one tagged ``parameters``, or at the top if there is none.
+    """Puts a cell with the parameters after each one tagged ``parameters``, or at the top if there is none.
 
-    A cell injected by an earlier run is replaced. Returns whether a tagged cell was there.
+    After each, because a second cell of defaults must not take back what was asked for. Cells injected by an earlier
+    run are replaced. Returns whether a tagged cell was there.
     """
+    tagged = False
+    cells: list[Any] = []
+    for cell in notebook.cells:
+        if is_injected(cell):
+            continue
+        cells.append(cell)
+        if TAG in _tags(cell):
+            tagged = True
+            cells.append(_injected(notebook, params))
+    notebook.cells = cells if tagged else [_injected(notebook, params), *cells]
+    return tagged
+
+
+def is_injected(cell: Any) -> bool:
+    """Says whether a cell was put into the notebook to hold its parameters, so that its author never saw it."""
+    return INJECTED_TAG in _tags(cell)
+
+
+def _injected(notebook: Any, params: dict[str, Any]) -> Any:
     from nbformat.v4 import new_code_cell
 
     cell = new_code_cell(source=source(params))
     cell.metadata["tags"] = [INJECTED_TAG]
     if "id" in cell and (notebook.get("nbformat", 4), notebook.get("nbformat_minor", 0)) < (4, 5):
         del cell["id"]  # ids of cells came with format 4.5; older files must not have them
-    cells = [one for one in notebook.cells if INJECTED_TAG not in _tags(one)]
-    tagged = next((place for place, one in enumerate(cells) if TAG in _tags(one)), None)
-    cells.insert(0 if tagged is None else tagged + 1, cell)
-    notebook.cells = cells
-    return tagged is not None
+    return cell
 
 
 def _tags(cell: Any) -> list[str]:

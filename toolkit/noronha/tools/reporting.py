@@ -200,7 +200,7 @@ def _status(result: Result) -> Any:
         return None
     metadata: dict[str, object] = {}
     if result.cell is not None:
-        metadata["cell"] = result.cell + 1
+        metadata["cell"] = result.cell
     if result.name:
         metadata |= {"name": result.name, "value": result.value[:1000], "traceback": result.traceback[-TRACEBACK_KEPT:]}
     kind = _KINDS.get(result.reason, FailedPrecondition)

@@ -79,8 +79,9 @@ def rm(target: Target, name: str, proj: str | None) -> None:
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str, lines: int | None) -> None:
     """Show what the replicas of a deployment wrote, each line with its replica unless --replica chooses one."""
-    from noronha.cli.live import print_following, print_log
+    from noronha.cli.live import going_on, print_following, print_log
     from noronha.client import deployments
+    from noronha.client.references import last_id, to_key
     from noronha.rpc.errors import NotFound
 
     full = _full(target, proj, name)
@@ -88,7 +89,8 @@ def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str
         print_log(target.mesh.runner.TailLogs, full, replica=replica, lines=lines or 0, label=not replica)
         return
     try:
-        print_following(deployments.follow(target.mesh, full, replica=replica, lines=lines or 0), label=not replica)
+        with going_on(f"deployment {to_key(full)}", f"nha depl logs -f --name {last_id(full)}"):
+            print_following(deployments.follow(target.mesh, full, replica=replica, lines=lines or 0), label=not replica)
     except NotFound as error:
         target.voice.info(error.message)
 
@@ -171,6 +173,7 @@ def new(
 
 
 def _await(target: Target, made: Any, key: str) -> Any:
+    from noronha.cli.live import going_on
     from noronha.client import deployments
     from noronha.client.work import state_of
 
@@ -182,7 +185,8 @@ def _await(target: Target, made: Any, key: str) -> Any:
         progress.state(word, found.status.ready_replicas / wanted if wanted else None)
 
     try:
-        found = deployments.wait(target.mesh, made, show)
+        with going_on(f"deployment {key}", f"nha depl info --name {key.split(':')[1]}"):
+            found = deployments.wait(target.mesh, made, show)
     except KeyboardInterrupt:
         progress.done(ended=False)
         target.voice.warn(f"no longer waiting; the deployment goes on, see 'nha depl info --name {key.split(':')[1]}'")

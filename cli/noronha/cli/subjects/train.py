@@ -27,6 +27,14 @@ def _full(target: Target, proj: str | None, name: str) -> str:
     return within("training", last_id(target.project(proj).name), name)
 
 
+def _again(full: str) -> str:
+    """Returns the command that follows a training again."""
+    from noronha.client.references import to_key
+
+    project, training = to_key(full).split(":")
+    return f"nha train logs -f --proj {project} --name {training}"
+
+
 @subject.command()
 @name
 @proj
@@ -93,12 +101,14 @@ def cancel(target: Target, name: str, proj: str | None) -> None:
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, lines: int | None) -> None:
     """Show what a training wrote."""
-    from noronha.cli.live import print_following, print_log
+    from noronha.cli.live import going_on, print_following, print_log
     from noronha.client import trainings
+    from noronha.client.references import to_key
 
     full = _full(target, proj, name)
     if follow:
-        print_following(trainings.follow(target.mesh, full, lines=lines or 0))
+        with going_on(f"training {to_key(full)}", _again(full)):
+            print_following(trainings.follow(target.mesh, full, lines=lines or 0))
     else:
         print_log(target.mesh.runner.TailLogs, full, lines=lines or 0)
 
@@ -206,10 +216,11 @@ def new(
     def describe(found: Any) -> tuple[str, float | None]:
         return f"Training {key}: {documents.state_word(found)}", found.status.progress
 
-    made = live.watch(
-        target, trainings.follow(mesh, made.name), made, describe,
-        lambda: trainings.cancel(mesh, made.name), f"training {key}",
-    )  # fmt: skip
+    with live.going_on(f"training {key}", _again(made.name)):
+        made = live.watch(
+            target, trainings.follow(mesh, made.name), made, describe,
+            lambda: trainings.cancel(mesh, made.name), f"training {key}",
+        )  # fmt: skip
     live.warnings(target, made.warnings)
     for version in made.published:
         target.voice.info(f"Published model version: {to_key(version)}")

@@ -38,6 +38,9 @@ SERVICES = ("metadata", "store", "builder", "runner", "router")
 SOCKET_PATH_MAX = 107
 """Most bytes of a Unix socket's path on Linux."""
 
+STOPPED_FILE = "stopped"
+"""File in the state folder that a mesh leaves when it was told to stop, so that nobody takes that for a crash."""
+
 log = logging.getLogger("noronha")
 
 
@@ -254,6 +257,9 @@ async def _run(
     for name in options.services:
         await tell(name, context.services[name].serving)
     context.started.set()
+    stopped = settings.state_dir / STOPPED_FILE
+    if embedded:
+        stopped.unlink(missing_ok=True)
     if options.address_file:
         partial = Path(f"{options.address_file}.{os.getpid()}")
         partial.write_text(address + "\n")
@@ -264,6 +270,9 @@ async def _run(
         await stop.wait()
     finally:
         log.info("stopping")
+        if embedded:
+            with contextlib.suppress(OSError):  # no room for it: clients take the stop for a crash
+                stopped.touch()
         if idle is not None:
             idle.cancel()
         await probe.enter_graceful_shutdown()

@@ -376,10 +376,14 @@ class Deployments:
         except FailedPrecondition:
             return False
         controller = Controller(self._owner, deployment, key[0])
+        if key not in self._traffic:
+            # Asked, not waited for: without it the revisions that traffic names would be drained.
+            await self._learn_traffic(f"{deployment.name}/traffic")
         controller.shared = self._traffic.get(key, frozenset())
         for replica in await controller.recorded():
             if replica.state not in (replica_pb2.Replica.STOPPED, replica_pb2.Replica.FAILED):
                 await controller.adopt(replica)
+        controller.recall()
         self._controllers[key] = controller
         log.info("%s is found again with %d replicas", deployment.name, len(controller.serving))
         self._owner.spawn(controller.keep(), f"deployment {deployment.name}")
@@ -409,6 +413,12 @@ class Deployments:
         self._traffic[key] = revisions
         if (controller := self._controllers.get(key)) is not None:
             controller.share(revisions)
+
+    async def _learn_traffic(self, name: str) -> None:
+        try:
+            self.traffic(name, await self._peers.metadata.GetTraffic(metadata_pb2.GetTrafficRequest(name=name)))
+        except NotFound:
+            self.traffic(name, None)
 
     def busy(self) -> bool:
         """Says whether a deployment has replicas or wants some."""

@@ -101,6 +101,8 @@ class Controller:
         """Held while replicas may be started."""
         self._routing: asyncio.Task[None] | None = None
         self._routed: tuple[frozenset[str], frozenset[str]] | None = None
+        self._recalled: tuple[frozenset[str], frozenset[str]] | None = None
+        """Routes that the record says were confirmed, until the proxy is heard of them again."""
         self._routing_error: status_pb2.Status | None = None
         self._port_error = ""
         self._port_asked = 0.0
@@ -116,10 +118,31 @@ class Controller:
         changed = deployment.generation > self.deployment.generation
         if changed:
             self._failures.clear()
+            self._recalled = None
             status = self.deployment.status
             self.deployment = deployment
             self.deployment.status.CopyFrom(status)
             self.wake()
+
+    def recall(self) -> None:
+        """Goes on from the recorded status: what it says still holds, until something else is found.
+
+        A mesh that comes back would otherwise tell a deployment that served all the while to be on its way, and forget
+        why another one fails.
+        """
+        State = deployment_pb2.DeploymentStatus
+        status = self.deployment.status
+        self._port_error = status.port_error
+        served = status.state == State.READY or bool(status.port_error)
+        if served and status.observed_generation == self.deployment.generation:
+            self._recalled = self._wanted_routes()
+        given_up = status.state in (State.FAILED, State.DEGRADED)
+        for each in status.revisions:
+            if each.HasField("error"):
+                count = rollout.PATIENCE if given_up and each.revision == self.deployment.revision else 1
+                self._failures[each.revision] = Failures(count, sessions.reason_of(each.error), each.error)
+        if status.HasField("error") and not self._failures and not served:
+            self._routing_error = status.error
 
     def share(self, revisions: frozenset[int]) -> None:
         """Takes in which revisions traffic names."""
@@ -198,6 +221,11 @@ class Controller:
 
     @property
     def _is_routed(self) -> bool:
+        """Whether the proxy holds what it should, confirmed or by what the record tells from before a restart."""
+        return self._is_confirmed or self._recalled == self._wanted_routes()
+
+    @property
+    def _is_confirmed(self) -> bool:
         return self._routed == self._wanted_routes() and self._port == self.deployment.port
 
     def _route(self) -> float | None:
@@ -208,7 +236,7 @@ class Controller:
         if self._routing is not None:
             return None
         again_at = self._port_asked + PORT_PATIENCE if self._port_error and self.deployment.port else None
-        if self._is_routed and (again_at is None or time.monotonic() < again_at):
+        if self._is_confirmed and (again_at is None or time.monotonic() < again_at):
             return again_at
         present, absent = self._wanted_routes()
         if not present and not absent:
@@ -248,7 +276,7 @@ class Controller:
                     self._stop(each)
             await asyncio.sleep(1.0)
         finally:
-            self._routing = None
+            self._routing = self._recalled = None
             self.wake()
 
     # --------------------------------------------------------------------------------------------------- replicas

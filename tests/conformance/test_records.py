@@ -385,6 +385,15 @@ class RecordsSuite:
         )
         assert sum(each.repeated is None for each in done) == 1
 
+    async def test_the_fence_tells_a_late_holder_whether_anybody_held_the_lease_meanwhile(self, records: Records) -> None:
+        one = key("projects/p/trainings/t", "training")
+        await write(records, put(one.name, kind="training", fence=0))
+        mine = await records.acquire("t", one, "me", 0.0)
+        assert (await records.acquire("t", one, "me", 0.0)).fence == mine.fence, "it ran out and nobody took it"
+        yours = await records.acquire("t", one, "you", 0.0)
+        await records.release("t", one, yours.fence)
+        assert (await records.acquire("t", one, "me", 60)).fence > yours.fence > mine.fence
+
     async def test_leases(self, records: Records) -> None:
         one = key("projects/p/trainings/t", "training")
         with pytest.raises(NotFound):

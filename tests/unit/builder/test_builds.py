@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, field_mask_pb2
 
 from noronha.builder.commands import MARK
 from noronha.chassis import places
@@ -544,6 +544,27 @@ def test_a_build_that_kills_its_builder_each_time_is_given_up(server: Server) ->
         until(taken, "a free lease")
     build = server.ended(server.get(f"{name}@1"))
     assert (build.status.state, build.status.reason) == (TaskStatus.FAILED, "BUILDER_DIED")
+
+
+def test_a_builder_whose_lease_another_one_held_meanwhile_undoes_nothing(mortal: Server) -> None:
+    """As after a builder that stood still: the other one ended the build, and its lease is over by now."""
+    project = mortal.project()
+    running = mortal.builder.CreateBuild(mortal.request(project, files=SLOW))
+    until(lambda: len(at_work(mortal)) >= 3, "the installation")
+    name = f"{running.name}@{running.revision}"
+    mortal.records.ReleaseLease(records_pb2.ReleaseLeaseRequest(name=name, fence=1))
+    moment = duration_pb2.Duration(nanos=1_000_000)
+    other = mortal.records.AcquireLease(records_pb2.AcquireLeaseRequest(name=name, holder="other", duration=moment))
+    ended = TaskStatus(state=TaskStatus.FAILED, reason="ENDED_BY_ANOTHER")
+    mortal.records.UpdateRecord(
+        records_pb2.UpdateRecordRequest(
+            resource=Resource(build=Build(name=running.name, revision=running.revision, status=ended)),
+            update_mask=field_mask_pb2.FieldMask(paths=["status"]), fence=other.fence,
+        )
+    )  # fmt: skip
+    until(lambda: at_work(mortal) == [], "the work to be given up")
+    mortal.gate.touch()
+    assert mortal.get(name).status.reason == "ENDED_BY_ANOTHER"
 
 
 def test_a_stopped_server_leaves_no_process_and_the_next_one_goes_on(mortal: Server) -> None:

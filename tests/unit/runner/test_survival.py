@@ -7,15 +7,18 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from noronha.rpc.dial import new_request_id
+from noronha.chassis import principals
+from noronha.rpc.dial import dial, new_request_id
 from noronha.rpc.errors import AlreadyExists, NoronhaError, Unavailable
 from noronha.runner.backend import PYTHON, Workload
 from noronha.runner.backends.process import Processes
@@ -25,6 +28,7 @@ from noronha.v1 import (
     metadata_pb2,
     router_pb2,
     runner_pb2,
+    runner_pb2_grpc,
     task_status_pb2,
     traffic_pb2,
     training_pb2,
@@ -287,6 +291,68 @@ def test_killed_in_the_middle_of_a_rollout(own: TestMesh, seed: int) -> None:
 
 def _alive(mesh: TestMesh) -> list[tuple[int, str]]:
     return [each for each in states(mesh) if each[1] not in ("STOPPED", "FAILED")]
+
+
+SHORT = """
+import sys
+from noronha.chassis import __main__
+from noronha.runner import adoption, leases
+leases.LEASE, leases.RENEWED, adoption.RETRY = 2.0, 0.5, 0.2
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+"""A server whose leases are short."""
+
+
+@contextlib.contextmanager
+def _runner_apart(mesh: TestMesh, root: Path) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    """Starts a Runner in a process of its own beside a mesh without one; yields it and its stub."""
+    root.mkdir(mode=0o700, exist_ok=True)
+    (root / "key").write_bytes(principals.load_key(mesh.root))
+    address = root / "address"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHORT, "runner", "--listen", "127.0.0.1:0", "--state-dir", str(root),
+         "--address-file", str(address), f"--peer=metadata={mesh.address}", f"--peer=store={mesh.address}"],
+        env={**os.environ, "HOME": "/nowhere", "NHA_RUNNER__GRACE": "3", "NHA_RUNNER__HEARTBEAT_INTERVAL": "0.5"},
+        stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        eventually("the Runner serves", lambda: address.exists() or process.poll() is not None)
+        token = (root / "owner.token").read_text().strip()
+        yield process, runner_pb2_grpc.RunnerStub(dial(address.read_text().strip(), token=token))
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("ending", [True, False])
+def test_a_runner_that_stood_still_longer_than_its_lease_undoes_nothing(own: TestMesh, ending: bool) -> None:
+    """Its successor found nothing of the task on its own machine and said so; what the first says later is refused.
+
+    The task ends by itself as soon as the first goes on, or goes on with it and must be ended.
+    """
+    own.stop()
+    own.start("metadata", "store")
+    ended = own.root / "ended"  # seen by the notebook as well, unlike the rest of /tmp
+    with _runner_apart(own, own.root) as (frozen, runner):
+        own.runner = runner
+        made = own.train(
+            notebook(
+                "import os, time\nprint('begun', flush=True)\n"
+                f"while not os.path.exists({str(ended)!r}): time.sleep(0.05)"
+            )
+        )
+        own.logged(made.name, b"begun")
+        os.kill(frozen.pid, signal.SIGSTOP)
+        with _runner_apart(own, own.root / "second"):
+            lost = own.ended(made.name)
+            assert (lost.status.state, lost.status.reason) == (State.FAILED, "TASK_LOST")
+            if ending:
+                ended.touch()
+            os.kill(frozen.pid, signal.SIGCONT)
+            own.nothing_remains()
+            after = own.training(made.name)
+            assert (after.etag, after.status) == (lost.etag, lost.status)
 
 
 def test_a_workload_without_a_record_is_ended(own: TestMesh) -> None:

@@ -248,7 +248,12 @@ class Attempts:
             await asyncio.sleep(LEASE / 4)
             try:
                 lease = await self._peers.records.AcquireLease(request)
-            except (FailedPrecondition, NotFound) as error:
+                if lease.fence != attempt.fence:
+                    # It ran out, and somebody else held it before it was free again: what they did stands.
+                    release = records_pb2.ReleaseLeaseRequest(name=request.name, fence=lease.fence)
+                    await self._peers.records.ReleaseLease(release)
+                    raise Aborted(f"another Builder held {request.name} meanwhile", reason="STALE_FENCE")
+            except (FailedPrecondition, Aborted, NotFound) as error:
                 log.warning("%s is no longer ours to build: %s", full_name(attempt.build), error)
                 attempt.lost = True
                 if attempt.work is not None:
@@ -256,8 +261,6 @@ class Attempts:
                 return
             except NoronhaError as error:
                 log.warning("the lease of %s was not renewed: %s", full_name(attempt.build), error)
-                continue
-            attempt.fence = lease.fence
 
     async def cancel(self, attempt: Attempt) -> None:
         """Has an attempt end as cancelled, and writes down that it was asked for."""

@@ -128,8 +128,10 @@ class Leases:
         principals.become(Principal(before.kind, before.subject, tenant))
         try:
             lease = await self._acquire(name, self.holder)
-            if key in self._fences:
-                self._fences[key] = lease.fence
+            if lease.fence != self._fences.get(key, lease.fence):
+                # It ran out, and somebody else held it before it was free again: what they did stands.
+                await self._peers.records.ReleaseLease(records_pb2.ReleaseLeaseRequest(name=name, fence=lease.fence))
+                raise Aborted(f"another Runner held {name} meanwhile", reason="STALE_FENCE", name=name)
         except (FailedPrecondition, Aborted, NotFound) as error:
             self._fences.pop(key, None)
             lost = self._lost.pop(key, None)

@@ -419,6 +419,19 @@ async def test_tasks_reach_their_own_models_only(mesh: Any) -> None:
     await task.metadata.ListModelVersions(pb.ListModelVersionsRequest(parent="models/m"))
 
 
+async def test_a_task_whose_training_has_ended_publishes_nothing_more(mesh: Any) -> None:
+    await mesh.model()
+    await mesh.project()
+    await mesh.training()
+    task = mesh.caller(Principal(Kind.TASK, "projects/p/trainings/t", project="projects/p", models=("models/m",)))
+    await task.publish(V, {"a": b"1"}, training="projects/p/trainings/t")
+    ended = task_status_pb2.TaskStatus(state=task_status_pb2.TaskStatus.CANCELLED)
+    await mesh.service.change("training", training_pb2.Training(name="projects/p/trainings/t", status=ended))
+    late = task.publish(V, {"a": b"2"}, create=False, training="projects/p/trainings/t")
+    await refused(FailedPrecondition, "TASK_ENDED", late)
+    await mesh.owner.publish(V, {"a": b"2"}, create=False, training="projects/p/trainings/t")
+
+
 async def test_a_record_that_is_too_large_is_refused(mesh: Any) -> None:
     await mesh.model()
     upload, files = await mesh.owner.upload({"a": b"one"})

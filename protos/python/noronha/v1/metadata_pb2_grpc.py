@@ -397,8 +397,9 @@ class MetadataServicer(object):
     def CreateModelVersion(self, request, context):
         """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
         references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
-        `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
-        `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
+        `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
+        `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
+        `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -138,8 +138,9 @@ class MetadataStub:
     ]
     """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
     references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
-    `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
-    `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
+    `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
+    `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
+    `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
     """
 
     PublishModelVersion: grpc.UnaryUnaryMultiCallable[
@@ -469,8 +470,9 @@ class MetadataAsyncStub:
     ]
     """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
     references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
-    `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
-    `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
+    `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
+    `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
+    `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
     """
 
     PublishModelVersion: grpc.aio.UnaryUnaryMultiCallable[
@@ -826,8 +828,9 @@ class MetadataServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[noronha.v1.model_version_pb2.ModelVersion, collections.abc.Awaitable[noronha.v1.model_version_pb2.ModelVersion]]:
         """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
         references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
-        `STORAGE_CLASS_MISMATCH`; PERMISSION_DENIED `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`,
-        `BAD_ARCHIVE`, `TOO_MANY_FILES`, `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
+        `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
+        `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
+        `NO_FILES`, and `UPLOAD_REQUIRED` for files, or how they are kept, without an upload.
         """
 
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from noronha.metadata.catalog import Catalog, check_scope
 from noronha.metadata.drafts import Draft, Found, check_etag, once_of, settle
 from noronha.metadata.fields import Violations
 from noronha.rpc import names
-from noronha.rpc.errors import Aborted, InvalidArgument, PermissionDenied
+from noronha.rpc.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
 from noronha.v1 import file_pb2
 
 _DRAWS = 20
@@ -175,6 +175,10 @@ class _Publishing:
             path = f"model_version.{field}"
             check_scope(self._caller, kinds.parse(name, kind, field=path))
             stored, found = await references.complete(draft, name, kind, path)
+            if field == "training" and self._caller.kind is Kind.TASK and kinds.has_ended(kind, found.message):
+                raise FailedPrecondition(
+                    f"{name} has ended; nothing is published in its name any more", reason="TASK_ENDED", name=name
+                )
             setattr(made, field, stored)
             getattr(made, f"{field}_snapshot").CopyFrom(snapshot(found.message))
         if self._caller.kind is Kind.TASK and "training" in touched and made.training not in ("", self._caller.subject):

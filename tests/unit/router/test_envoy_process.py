@@ -8,10 +8,12 @@ import signal
 import socket
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from noronha.router import proxy as proxies
 from noronha.router.envoy import MAX_LOG_BYTES, Envoy
 from noronha.router.proxy import Proxy
 from noronha.router.resources import LISTENER
@@ -120,6 +122,28 @@ async def test_predictions_go_on_while_the_mesh_is_down_and_after_it_is_back(rig
     rig.replica(one, "r1", rig.upstream("moved"))
     await rig.apply()
     assert (await ask(rig.port, "/predict?project=p&deploy=d")).json["label"] == "moved"
+
+
+async def test_time_for_which_the_mesh_stood_still_is_not_held_against_envoy(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxies, "CONNECT_TIMEOUT", 4.0)
+    rig.replica(rig.deployment("p/d"), "r1", rig.upstream("d"))
+    await rig.apply()
+    pid = rig.envoy.pid()
+    await rig.stop_serving()
+    await eventually(lambda: not rig.discovery.streams, "the stream to end")
+    keeping = asyncio.create_task(Proxy(rig.envoy, rig.discovery, rig.edge, lambda *_: None).keep())
+    try:
+        for _ in range(3):
+            await asyncio.sleep(0)  # until it waits for Envoy
+        time.sleep(5)  # noqa: ASYNC251  nothing of this process is to run meanwhile, as after SIGSTOP
+        await rig.serve()
+        await rig.apply()
+        assert rig.envoy.pid() == pid
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def test_a_router_port_that_is_taken_is_said_in_one_line_and_tried_again(rig: Rig) -> None:

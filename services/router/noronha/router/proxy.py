@@ -21,6 +21,10 @@ log = logging.getLogger("noronha.router")
 CONNECT_TIMEOUT = 20.0
 """Seconds in which an Envoy that runs must have asked for its configuration; else it is started anew."""
 
+CONNECT_LOOKS = 20
+"""Parts in which that time is spent. One in which this process stood still counts for no more than another: Envoy had
+no chance to ask meanwhile, and goes on serving."""
+
 SHORT_LIFE = 5.0
 """Seconds; an Envoy that ends sooner would end again, so the next start waits."""
 
@@ -93,7 +97,7 @@ class Proxy:
     async def _watch(self) -> None:
         """Returns once Envoy has ended; ends it when it does not ask for its configuration."""
         ended = asyncio.create_task(self.envoy.ended())
-        connected = asyncio.create_task(self.discovery.until(lambda: bool(self.discovery.streams), CONNECT_TIMEOUT))
+        connected = asyncio.create_task(self._connected())
         try:
             await asyncio.wait({ended, connected}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done() and not connected.result():
@@ -105,6 +109,13 @@ class Proxy:
         finally:
             ended.cancel()
             connected.cancel()
+
+    async def _connected(self) -> bool:
+        """Says whether a proxy asked for its configuration in time."""
+        for _ in range(CONNECT_LOOKS):
+            if await self.discovery.until(lambda: bool(self.discovery.streams), CONNECT_TIMEOUT / CONNECT_LOOKS):
+                return True
+        return False
 
 
 def occupied(edge: Edge) -> str:

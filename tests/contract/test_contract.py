@@ -173,7 +173,7 @@ def test_retried_methods_are_the_reads_and_the_writes_with_a_request_id(files) -
 
 UNTOLD = {
     "CONFLICT",  # between a backend and the change that is tried again
-    "ADDRESS_IN_USE", "ALREADY_RUNNING", "BACKEND_NOT_INSTALLED", "BAD_PEER", "BAD_SETTING", "INDEX_TOO_NEW",
+    "ADDRESS_IN_USE", "ALREADY_RUNNING", "BAD_ADDRESS", "BACKEND_NOT_INSTALLED", "BAD_PEER", "BAD_SETTING", "INDEX_TOO_NEW",
     "NEWER_SCHEMA", "NOT_INSTALLED", "NO_ENVOY", "RECORDS_IN_USE", "SOCKET_PATH_TOO_LONG", "STATE_DIR_READ_ONLY",
     "UNKNOWN_BACKEND", "UNKNOWN_SERVICE",
 }  # fmt: skip

@@ -129,6 +129,9 @@ def test_a_deployment_answers_on_its_port_and_through_the_router(botanist: Any, 
     assert "availability: 100%" in botanist.nha("depl", "info", "--name", "homolog")
     assert "IN_USE" in botanist.refused("movers", "rm", "--model", "iris-clf", "--name", "experiment-v1")
     assert "IN_USE" in botanist.refused("model", "rm", "--name", "iris-clf")
+    botanist.nha("train", "rm", "--name", "experiment-v1")
+    by_training = ("movers", "list", "--train", "experiment-v1", "--proj", "botanics", "-o", "name")
+    assert botanist.nha(*by_training) == "iris-clf:experiment-v1\n", "what a version came from outlives the training"
     botanist.nha("proj", "rm", "--name", "botanics")
     assert botanist.nha("depl", "list") == "No Deployment(s) found\n"
     assert botanist.nha("movers", "list") == "Listing Model Version(s):\niris-clf:experiment-v1\n"

@@ -93,6 +93,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "desc": Field("description"),
         "model_files.desc": Field("model_files.description"),
         "data_files.desc": Field("data_files.description"),
+        "created": Field("create_time"),
         "modified": Field("update_time"),
     },
     "project": {
@@ -103,6 +104,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "models": Field("models", "model"),
         "git_repo": Field("git_repository"),
         "docker_repo": Field("docker_repository"),
+        "created": Field("create_time"),
         "modified": Field("update_time"),
     },
     "build": {
@@ -121,9 +123,10 @@ FIELDS: dict[str, dict[str, Field]] = {
     "dataset": _STORED,
     "model_version": {
         **_STORED,
-        "train": Field("training", "training"),
-        "train._id": Field("training", "training"),
-        "train.name": Field("training", "tail"),
+        # A version's training may be gone; what it was stays.
+        "train": Field("training_snapshot.name", "training"),
+        "train._id": Field("training_snapshot.name", "training"),
+        "train.name": Field("training_snapshot.name", "tail"),
         "ds": Field("dataset", "starts:dataset"),
         "ds._id": Field("dataset", "starts:dataset"),
         "ds.name": Field("dataset", "tail@"),
@@ -144,6 +147,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "mover": Field("published", "starts:model_version"),
         "movers": Field("published", "starts:model_version"),
         "deploy_update": Field("target_deployment_updated"),
+        "created": Field("create_time"),
         "modified": Field("update_time"),
         **_TASK,
     },
@@ -162,6 +166,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "host_port": Field("port"),
         "state": Field("status.state", "state"),
         "availability": Field("status.availability"),
+        "created": Field("create_time"),
         "modified": Field("update_time"),
     },
 }

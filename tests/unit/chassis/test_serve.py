@@ -146,7 +146,13 @@ def test_a_full_or_read_only_disk_is_one_line(state: Path, options: str, says: s
     assert says in _refused(state, wrap=("unshare", "--mount", "sh", "-c", script, "sh"))
 
 
-@pytest.mark.parametrize("arguments", [("--peer", "nowhere"), ("--peer", "x=y"), ("storage",), ("--config", "/nonexistent")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--peer", "nowhere"), ("--peer", "x=y"), ("storage",), ("--config", "/nonexistent"),
+        ("--listen", "127.0.0.1:99999"), ("--listen", "7401"), ("--listen", "unix:"),
+    ],
+)  # fmt: skip
 def test_wrong_arguments_are_one_line(state: Path, arguments: tuple[str, ...]) -> None:
     _refused(state, *arguments)
 

@@ -33,6 +33,8 @@ from noronha.rpc.errors import InvalidArgument
         ("training", {"bvers.tag": "v1.0"}, {"build": {"$regex": r"/v1\.0@[0-9]+$"}}),
         ("model_version", {"_id": "iris:v1"}, {"name": "models/iris/versions/v1"}),
         ("model_version", {"name": "v1"}, {"name": {"$regex": "/v1$"}}),
+        ("model_version", {"train": "p:t"}, {"training_snapshot.name": "projects/p/trainings/t"}),
+        ("model_version", {"train.name": "t"}, {"training_snapshot.name": {"$regex": "/t$"}}),
         ("model_version", {"ds.name": "d"}, {"dataset": {"$regex": "/d@[0-9]+$"}}),
         ("model_version", {"details.metrics.acc": {"$gt": 0.9}}, {"details.metrics.acc": {"$gt": 0.9}}),
         ("model_version", {"lightweight": True}, {"storage_class": "STORAGE_CLASS_LIGHTWEIGHT"}),

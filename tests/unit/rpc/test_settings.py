@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,10 @@ def test_secrets_show_nowhere(tmp_path: Path) -> None:
 def test_native_servers_need_a_container_manager(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="needs swarm or kube"):
         _load(tmp_path, "mongo: {native: true}\n").backend("metadata")
+
+
+def test_the_fingerprint_is_json_without_secrets(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, "mongo: {pswd: canary}\ncontainer_manager: {nfs: {server: s, path: /p}}\n")
+    found = {key: json.loads(value) for key, value in loaded.fingerprint().items()}
+    assert found["container_manager.nfs"] == {"server": "s", "path": "/p"} and found["router.port"] == 30080
+    assert "canary" not in str(loaded.fingerprint())

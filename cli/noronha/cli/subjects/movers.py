@@ -70,7 +70,7 @@ def list_(
         conditions.append(rewrite("model_version", {"ds" if ":" in dataset else "ds.name": dataset}))
     if train is not None:
         project = target.project(proj)
-        conditions.append({"training": to_name("training", f"{last_id(project.name)}:{train}")})
+        conditions.append(rewrite("model_version", {"train": f"{last_id(project.name)}:{train}"}))
     also = {"$and": conditions} if conditions else None
     request = metadata_pb2.ListModelVersionsRequest(parent=parent, order_by=order_by or "")
     run(target, "model_version", request, query=query, expand=expand, limit=limit, also=also)

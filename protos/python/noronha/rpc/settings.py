@@ -341,7 +341,9 @@ class Settings:
         return {"builder": "venv:", "runner": "process:"}[service]
 
     def fingerprint(self) -> dict[str, str]:
-        """Returns the mesh keys as text, secrets left out; what clients compare their own file with."""
+        """Returns the mesh keys as JSON, secrets left out; what clients compare their own file with."""
+        import json
+
         found: dict[str, str] = {}
         for section in dataclasses.fields(self):
             value = getattr(self, section.name)
@@ -349,7 +351,9 @@ class Settings:
                 continue
             for key in dataclasses.fields(value):
                 if key.metadata.get("mesh") and not key.metadata.get("secret"):
-                    found[f"{section.name}.{key.name}"] = repr(getattr(value, key.name))
+                    found[f"{section.name}.{key.name}"] = json.dumps(
+                        getattr(value, key.name), default=dataclasses.asdict, sort_keys=True
+                    )
         return found
 
 

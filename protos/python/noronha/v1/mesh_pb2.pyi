@@ -74,7 +74,7 @@ class MeshInfo(google.protobuf.message.Message):
 
     @property
     def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Fingerprint of the settings that a client can contradict, by key, values as text; secrets are left out. Empty for callers
+        """Fingerprint of the settings that a client can contradict, by key, values as JSON; secrets are left out. Empty for callers
         other than the mesh's owner and services.
         """
 

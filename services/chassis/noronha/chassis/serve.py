@@ -139,8 +139,9 @@ def configure_logging(settings: Settings, root: Path, name: str) -> CallLog | No
 async def serve(options: Options) -> None:
     """Serves until a signal, ``Mesh.Shutdown`` or the idle stop ends it.
 
-    Raises FailedPrecondition ``ALREADY_RUNNING``, ``STATE_DIR_READ_ONLY``, ``ADDRESS_IN_USE``,
-    ``SOCKET_PATH_TOO_LONG``; ResourceExhausted ``NO_SPACE``; and whatever a service raises when it cannot be mounted.
+    Raises InvalidArgument ``UNKNOWN_SERVICE``, ``BAD_ADDRESS``; FailedPrecondition ``ALREADY_RUNNING``,
+    ``STATE_DIR_READ_ONLY``, ``ADDRESS_IN_USE``, ``SOCKET_PATH_TOO_LONG``; ResourceExhausted ``NO_SPACE``; and whatever
+    a service raises when it cannot be mounted.
     """
     settings = options.settings
     root = settings.state_dir
@@ -150,6 +151,7 @@ async def serve(options: Options) -> None:
         raise InvalidArgument(f"{unknown[0]!r} is no service; known are {known}", reason="UNKNOWN_SERVICE")
     embedded = not options.listen
     listen = options.listen or f"unix:{settings.socket_path}"
+    _check_address(listen)
     if listen.startswith("unix:") and len(os.fsencode(listen.removeprefix("unix:"))) > SOCKET_PATH_MAX:
         raise FailedPrecondition(
             f"the socket path {listen.removeprefix('unix:')} is longer than {SOCKET_PATH_MAX} bytes; "
@@ -173,6 +175,20 @@ async def serve(options: Options) -> None:
         except OSError as error:
             raise state_error(root, error) from error
         await _run(options, stack, listen, embedded, tokens, owner, identity, calls)
+
+
+def _check_address(listen: str) -> None:
+    """Raises InvalidArgument ``BAD_ADDRESS``: gRPC itself takes any number for a port, and listens on another."""
+    host, _, port = listen.rpartition(":")
+    if listen.startswith("unix:"):
+        good = len(listen) > len("unix:")
+    else:
+        good = bool(host) and port.isascii() and port.isdecimal() and int(port) <= 65535
+    if not good:
+        raise InvalidArgument(
+            f"{listen!r} is no address to listen on; write host:port with a port up to 65535, or unix:/path",
+            reason="BAD_ADDRESS",
+        )
 
 
 def _user() -> str:

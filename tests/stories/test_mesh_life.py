@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,17 @@ def test_of_many_commands_at_once_one_starts_the_mesh_and_the_others_find_it(new
         (server,) = [process for process, line in newcomer.left_behind().items() if "-m noronha.chassis" in line]
         os.kill(server, signal.SIGKILL)
     assert newcomer.nha("model", "list", "-o", "name").split() == ["m0", "m2", "m4"]
+
+
+def test_a_mesh_that_is_up_takes_predictions(newcomer: Any) -> None:
+    """Its router serves once the proxy listens, not before."""
+    for _ in range(3):
+        states = {each["name"]: each["state"] for each in newcomer.json("mesh", "up")["services"]}
+        assert states["router"] == "SERVING"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{newcomer.router_port}/predict?project=p&deploy=d", data=b"", timeout=30)
+        assert refused.value.code == 404
+        newcomer.nha("mesh", "down")
 
 
 def test_a_socket_left_by_a_killed_mesh_does_not_stand_in_the_way(newcomer: Any) -> None:

@@ -61,33 +61,33 @@ def test_names_outside_the_grammar_are_refused(trainer: Any) -> None:
 
 
 def test_a_dataset_that_the_disk_changed_fails_its_training_until_it_is_stored_again(trainer: Any) -> None:
-    trainer.nha("model", "new", "-n", "m")
+    trainer.nha("model", "new", "-n", "disk")
     content = os.urandom(300_000)
     (trainer.cwd / "data.bin").write_bytes(content)
-    publish = ("ds", "new", "-m", "m", "-n", "d", "-p", "data.bin")
+    publish = ("ds", "new", "-m", "disk", "-n", "d", "-p", "data.bin")
     trainer.nha(*publish)
-    digest = trainer.json("ds", "info", "-m", "m", "-n", "d")["files"][0]["digest"].partition(":")[2]
+    digest = trainer.json("ds", "info", "-m", "disk", "-n", "d")["files"][0]["digest"].partition(":")[2]
     (stored,) = (trainer.state_dir / "store" / "objects").rglob(f"{digest}*")
     stored.chmod(0o600)
     with open(stored, "r+b") as opened:
         opened.seek(150_000)
         opened.write(bytes([content[150_000] ^ 1]))
-    train = ("train", "new", "--name", "damaged", "--nb", "notebooks/fine", "--ds", "m:d")
+    train = ("train", "new", "--name", "damaged", "--nb", "notebooks/fine", "--ds", "disk:d")
     line = trainer.refused(*train)
     assert "[ASSET_UNAVAILABLE]" in line and digest in line and "damaged" in line
     assert trainer.json("train", "info", "--name", "damaged")["task"]["reason"] == "ASSET_UNAVAILABLE"
-    trainer.nha("movers", "new", "-m", "m", "-n", "same-bytes", "-p", "data.bin")
+    trainer.nha("movers", "new", "-m", "disk", "-n", "same-bytes", "-p", "data.bin")
     trainer.nha(*train)
 
 
 def test_a_refused_training_leaves_the_one_of_its_name(trainer: Any) -> None:
-    trainer.run("-s", "train", "new", "--name", "kept", "--nb", "notebooks/fine", check=True)
-    before = trainer.json("train", "info", "--name", "kept")
+    trainer.run("-s", "train", "new", "--name", "stays", "--nb", "notebooks/fine", check=True)
+    before = trainer.json("train", "info", "--name", "stays")
     for wrong in (("--ds", "nobody:nothing"), ("--tag", "never-built"), ("-e", "PATH=x")):
-        answer = trainer.run("-s", "train", "new", "--name", "kept", "--nb", "notebooks/fine", *wrong)
+        answer = trainer.run("-s", "train", "new", "--name", "stays", "--nb", "notebooks/fine", *wrong)
         assert answer.returncode not in (0, 9)
-    assert trainer.json("train", "info", "--name", "kept") == before
-    assert "value is" in trainer.nha("train", "logs", "--name", "kept")
+    assert trainer.json("train", "info", "--name", "stays") == before
+    assert "value is" in trainer.nha("train", "logs", "--name", "stays")
 
 
 @pytest.mark.parametrize(

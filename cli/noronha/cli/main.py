@@ -93,7 +93,9 @@ def version(target: Target) -> None:
 @pass_target
 def get_me_started(target: Target) -> None:
     """Get everything ready that a first project needs."""
-    info = target.mesh.info()
+    from noronha.client.mesh import settled
+
+    info = settled(target.mesh)
     if target.output != "text":
         from noronha.cli.subjects import mesh
 

@@ -34,6 +34,9 @@ START_TIMEOUT = 60.0
 STOPPED_PATIENCE = 10.0
 """Seconds for which those who were in the midst of something wait for a mesh that was stopped on purpose."""
 
+SETTLE_TIMEOUT = 20.0
+"""Seconds that the services have to come up once the mesh answers."""
+
 LEAST_ROOM = 1 << 20
 """Bytes that must be free for a mesh to start: 1 MiB."""
 
@@ -154,9 +157,22 @@ def start_mesh(
     with Mesh(f"unix:{path}", whole=True) as mesh:
         info = mesh.info()
     for service in info.services:
-        if not service.serving:
-            notice(f"{service.name} does not serve: {service.problem or 'see nha mesh logs'}")
+        if not service.serving and service.problem:
+            notice(f"{service.name} does not serve: {service.problem}")
     return info
+
+
+def settled(mesh: Mesh, seconds: float = SETTLE_TIMEOUT) -> mesh_pb2.MeshInfo:
+    """Returns what a mesh tells of itself once each service serves or says why not; after ``seconds`` as it is then.
+
+    Router takes a moment longer than the others: its proxy has to listen first.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        info = mesh.info()
+        if all(each.serving or each.problem for each in info.services) or time.monotonic() > deadline:
+            return info
+        time.sleep(0.05)
 
 
 def check_platform() -> None:

@@ -56,13 +56,13 @@ def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
 )  # fmt: skip
 @pass_target
 def up(target: Target, config: Path | None) -> None:
-    """Start the mesh in the background if it does not run yet, and say where it is."""
+    """Start the mesh in the background if it does not run yet, and say where it is once its services are up."""
     from noronha.client import configuration, mesh
 
     if not target.configuration.client.mesh.address:
         chosen = target.configuration if config is None else configuration.load(mesh_file=config.absolute())
         mesh.start_mesh(chosen, notice=target.voice.warn, config_file=config)
-    show(target, target.mesh.info())
+    show(target, mesh.settled(target.mesh))
 
 
 @subject.command()

@@ -112,7 +112,7 @@ class ServiceInfo(google.protobuf.message.Message):
     serving: builtins.bool
     """Whether it serves."""
     problem: builtins.str
-    """Why it does not: one line that says what to do."""
+    """Why it does not: one line that says what to do; empty while it still starts."""
     address: builtins.str
     """Where the service is when this server does not carry it itself: `host:port` or `unix:/path`; empty when it does."""
     def __init__(

@@ -312,8 +312,9 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
         context.set_serving("router", serving, problem)
 
     edge = Edge(settings.host, settings.port, str(updates), settings.request_timeout)
-    if settings.native and not envoy.running() and (problem := occupied(edge)):
-        say(False, problem)  # whoever starts the mesh is told at once; Envoy finds out only later
+    if settings.native and not envoy.running():
+        # It serves once Envoy listens. What stands in its way is told at once; Envoy finds out only later.
+        say(False, occupied(edge))
     proxy = Proxy(envoy, discovery, edge, say)
     context.stop_with_tasks(proxy.stop)
 

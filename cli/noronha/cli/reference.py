@@ -32,7 +32,7 @@ def write() -> str:
     """Returns the reference as Markdown."""
     text = HEAD + _exit_codes() + "\n## nha\n\n"
     context = click.Context(root, info_name="nha")
-    text += _describe(root, context)
+    text += _describe(root)
     for name in root.list_commands(context):
         command = root.get_command(context, name)
         assert command is not None
@@ -47,7 +47,7 @@ def _exit_codes() -> str:
 
 def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
     yield f"## {context.command_path}\n\n" if isinstance(command, click.Group) else f"### {context.command_path}\n\n"
-    yield _describe(command, context)
+    yield _describe(command)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
@@ -55,7 +55,7 @@ def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
             yield from _sections(inner, click.Context(inner, info_name=name, parent=context))
 
 
-def _describe(command: click.Command, context: click.Context) -> str:
+def _describe(command: click.Command) -> str:
     text = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n")) + "\n\n"
     rows = [
         f"| `{_usage(option)}` | {_meaning(option)} |"

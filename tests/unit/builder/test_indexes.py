@@ -19,7 +19,7 @@ def test_what_pip_is_told_fills_the_gaps(tmp_path: Path) -> None:
     assert found["SSL_CERT_FILE"] == "/ca.pem"
 
 
-def test_what_uv_is_told_stands(tmp_path: Path) -> None:
+def test_what_uv_is_told_stands() -> None:
     given = {"UV_INDEX_URL": "https://mine", "PIP_INDEX_URL": "https://pip", "SSL_CERT_FILE": "/a", "PIP_CERT": "/b"}
     found = indexes.for_uv(given, pip_files=[])
     assert found["UV_INDEX_URL"] == "https://mine"

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,9 +290,3 @@ def end_envoy(root: Path) -> None:
             continue
         if str(root).encode() in command and b"envoy" in command:
             processes.kill([pid])
-
-
-def in_thread(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread

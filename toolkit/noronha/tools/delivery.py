@@ -21,8 +21,6 @@ PIECE = 256 * 1024
 MOST_KEPT = 256 << 20
 """Most bytes kept on disk while the mesh is away; later ones are dropped with a note."""
 
-NOTE_ROOM = 1 << 16
-
 logger = logging.getLogger("noronha.task")
 
 

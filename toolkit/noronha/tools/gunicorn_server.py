@@ -6,7 +6,6 @@ The kernel's main thread is the arbiter; SIGTERM to the kernel finishes what is 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -229,9 +228,3 @@ def _speak_plainly(log: Any) -> None:
             if name:
                 handler.stream = streams[name]
     sys.stdout, sys.stderr = streams["stdout"], streams["stderr"]
-
-
-def section_of(extra_conf_json: str) -> dict[str, Any]:
-    """Returns ``extra_conf`` of a record; empty text means none."""
-    content = json.loads(extra_conf_json or "{}")
-    return content if isinstance(content, dict) else {}

@@ -180,7 +180,6 @@ class _CellText:
         self._left_out = 0
         self._tail_outputs: list[Any] = []  # what settle() wrote for the tail, to be written anew
         self._rich_dropped = 0
-        self._rich_note: Any = None
 
     def add(self, name: str, text: str) -> None:
         if self._head_left > 0:

@@ -17,9 +17,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from noronha.rpc.errors import InvalidArgument
 
-SECRET = {"secret": True}
-MESH = {"mesh": True}
-
 
 def _mesh(default: Any, *, secret: bool = False) -> Any:
     """Declares a key that the mesh reads once; the others are read by clients and travel in requests."""

@@ -177,7 +177,7 @@ class Draft:
             documents.text_of(message),
             documents.microseconds(message.create_time),
             self.now,
-            text=kinds.search_text(key.kind, key, message),
+            text=kinds.search_text(key, message),
             references=None if old is not None and kinds.references_of(key.kind, old) == references else references,
             digests=None if old is not None and kinds.digests_of(key.kind, old) == digests else digests,
             expect=expect,

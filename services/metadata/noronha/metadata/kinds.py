@@ -82,13 +82,6 @@ def full_name(key: Key) -> str:
     return f"{key.name}@{key.revision}" if key.revision else key.name
 
 
-def key_of_message(kind: str, message: Any) -> Key:
-    """Returns the key of a resource."""
-    if kind in names.REVISIONED:
-        return Key(kind, message.name, message.revision)
-    return key_of(names.parse(message.name, kind))
-
-
 def read(kind: str, body: bytes) -> Any:
     """Returns the resource in a record's body."""
     return MESSAGES[kind].FromString(body)
@@ -165,7 +158,7 @@ def digests_of(kind: str, message: Any) -> tuple[str, ...]:
     return ()
 
 
-def search_text(kind: str, key: Key, message: Any) -> str:
+def search_text(key: Key, message: Any) -> str:
     """Returns what searches look at: the ids of the name and the description, case folded."""
     ids = "/".join(key.name.split("/")[1::2])
     return f"{ids}\n{getattr(message, 'description', '')}".casefold()

@@ -27,7 +27,6 @@ _DIGITS = frozenset("0123456789")
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _SPACE = frozenset(" \t\n\r\f\v")
 _CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v"}
-_SPECIAL = frozenset("\\.+*?()|[]{}^$")
 
 
 def _class_of(letter: str) -> _Test | None:

@@ -30,8 +30,6 @@ from noronha.v1 import metadata_pb2_grpc, records_pb2, records_pb2_grpc
 
 SERVICES = ["noronha.v1.Metadata", "noronha.v1.Records"]
 
-DIGESTS_AT_ONCE = 10_000
-
 
 @contextlib.asynccontextmanager
 async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:

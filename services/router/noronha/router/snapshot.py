@@ -126,7 +126,7 @@ def snapshot(
     kept: dict[str, tuple[object, Part]] = {}
     for deployment in ordered:
         name = deployment.name
-        seen = _Seen.of(deployment, by_deployment.get(name, ()), by_name.get(name), edge, owners)
+        seen = _Seen.of(deployment, by_deployment.get(name, ()), by_name.get(name), owners)
         before = cache.parts.get(name)
         part = before[1] if before is not None and before[0] == (seen, edge) else _part(seen, edge)
         kept[name] = ((seen, edge), part)
@@ -192,7 +192,6 @@ class _Seen(NamedTuple):
         deployment: deployment_pb2.Deployment,
         replicas: Iterable[replica_pb2.Replica],
         shares: traffic_pb2.Traffic | None,
-        edge: Edge,
         owners: Mapping[int, str],
     ) -> _Seen:
         places, problems = [], []

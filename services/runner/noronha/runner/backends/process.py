@@ -48,7 +48,6 @@ class Processes:
         self._tasks = folder / "tasks"
         self._root = root
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._limits_possible: bool | None = None
         files_needed = [str(root), sys.prefix, sys.base_prefix, *(each for each in sys.path if os.path.isdir(each))]
         self._needed = sorted({os.path.realpath(each) for each in files_needed} | set(files_needed))
         try:

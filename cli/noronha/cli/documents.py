@@ -7,19 +7,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from noronha.client.references import last_id, to_key
+from noronha.client.words import is_lightweight, origin_word, state_word
 
 Document = dict[str, Any]
-
-STATES = {"PENDING": "WAITING", "SUCCEEDED": "FINISHED"}
-"""Words for the states of work, where they differ from the contract's."""
-
-ORIGINS = {"LOCAL": "local", "GIT": "git", "PRE_BUILT": "pre-built"}
-
-
-def state_word(record: Any) -> str:
-    """Returns the word for the state of a build or a training."""
-    name: str = record.status.State.Name(record.status.state)
-    return STATES.get(name, name)
 
 
 def _time(message: Any, field: str) -> datetime | None:
@@ -52,9 +42,10 @@ def _file_spec(spec: Any) -> Document:
     }
 
 
-def _task(status: Any, word: str) -> Document:
+def _task(record: Any) -> Document:
+    status = record.status
     task: Document = {
-        "state": word,
+        "state": state_word(record),
         "progress": round(status.progress, 4),
         "start_time": _time(status, "start_time"),
         "update_time": _time(status, "update_time"),
@@ -114,7 +105,6 @@ def project(message: Any) -> Document:
 
 def build(message: Any) -> Document:
     """Returns a revision of a build version."""
-    origin = message.source.Origin.Name(message.source.origin)
     return {
         "tag": last_id(message.name),
         "proj": message.name.split("/")[1],
@@ -126,11 +116,25 @@ def build(message: Any) -> Document:
         "git_version": message.source.git_commit,
         "git_dirty": message.source.git_dirty if message.source.git_commit else None,
         "built_at": _time(message, "build_time"),
-        "built_from": ORIGINS.get(origin, ""),
-        "task": _task(message.status, state_word(message)),
+        "built_from": origin_word(message),
+        "task": _task(message),
         "notices": list(message.notices),
         "labels": dict(message.labels),
         "modified": _time(message, "update_time"),
+    }
+
+
+def _published(message: Any) -> Document:
+    """Returns what datasets and versions alike have of what was published."""
+    return {
+        "stored": message.stored,
+        "compressed": message.compressed,
+        "lightweight": is_lightweight(message),
+        "details": _object(message.details_json),
+        "size_bytes": message.size_bytes,
+        "files": _files(message.files),
+        "labels": dict(message.labels),
+        "modified": _time(message, "create_time"),
     }
 
 
@@ -140,14 +144,7 @@ def dataset(message: Any) -> Document:
         "name": last_id(message.name),
         "model": message.name.split("/")[1],
         "revision": message.revision,
-        "stored": message.stored,
-        "compressed": message.compressed,
-        "lightweight": message.storage_class == 2,
-        "details": _object(message.details_json),
-        "size_bytes": message.size_bytes,
-        "files": _files(message.files),
-        "labels": dict(message.labels),
-        "modified": _time(message, "create_time"),
+        **_published(message),
     }
 
 
@@ -160,14 +157,7 @@ def model_version(message: Any) -> Document:
         "train": to_key(message.training or message.training_snapshot.name),
         "ds": to_key(message.dataset),
         "pretrained": to_key(message.pretrained),
-        "stored": message.stored,
-        "compressed": message.compressed,
-        "lightweight": message.storage_class == 2,
-        "details": _object(message.details_json),
-        "size_bytes": message.size_bytes,
-        "files": _files(message.files),
-        "labels": dict(message.labels),
-        "modified": _time(message, "create_time"),
+        **_published(message),
     }
 
 
@@ -178,7 +168,7 @@ def training(message: Any) -> Document:
         "proj": message.name.split("/")[1],
         "bvers": to_key(message.build),
         "notebook": message.notebook,
-        "task": _task(message.status, state_word(message)),
+        "task": _task(message),
         "details": _details(message.details_json, message.params_json),
         "ds": [to_key(each) for each in message.datasets],
         "pretrained": [to_key(each) for each in message.pretrained],

@@ -9,6 +9,8 @@ import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
+from noronha.client.references import last_id
+from noronha.client.words import is_lightweight, origin_word, state_word
 from noronha.rpc import names
 
 if TYPE_CHECKING:
@@ -16,15 +18,10 @@ if TYPE_CHECKING:
 
     from noronha.v1 import build_pb2, dataset_pb2, model_version_pb2, project_pb2, tasks_pb2, training_pb2
 
-STATES = {1: "waiting", 2: "running", 3: "finished", 4: "failed", 5: "cancelled"}
-"""States of a piece of work by number, in the words notebooks know."""
-
-ORIGINS = {1: "local", 2: "git", 3: "pre-built"}
-
 
 def project(record: project_pb2.Project) -> dict[str, Any]:
     """Returns the document of a project."""
-    name = _last(record.name)
+    name = last_id(record.name)
     return {
         "_id": name, "name": name, "desc": record.description, "home_dir": record.home_dir,
         "git_repo": record.git_repository, "docker_repo": record.docker_repository,
@@ -34,7 +31,7 @@ def project(record: project_pb2.Project) -> dict[str, Any]:
 
 def model(name: str) -> dict[str, Any]:
     """Returns what is known of a model by its full name."""
-    return {"_id": _last(name), "name": _last(name)}
+    return {"_id": last_id(name), "name": last_id(name)}
 
 
 def build(record: build_pb2.Build) -> dict[str, Any]:
@@ -43,7 +40,7 @@ def build(record: build_pb2.Build) -> dict[str, Any]:
     return {
         "_id": ":".join(ids), "tag": ids[1], "proj": {"_id": ids[0], "name": ids[0]}, "revision": record.revision,
         "docker_id": record.artifact.id, "git_version": record.source.git_commit or None,
-        "built_from": ORIGINS.get(record.source.origin), "built_at": when(record.build_time),
+        "built_from": origin_word(record) or None, "built_at": when(record.build_time),
         "modified": when(record.update_time),
     }  # fmt: skip
 
@@ -57,7 +54,8 @@ def training(record: training_pb2.Training) -> dict[str, Any]:
         "notebook": record.notebook,
         "details": {**_object(record.details_json), "params": _object(record.params_json)},
         "task": {
-            "state": STATES.get(record.status.state), "progress": record.status.progress,
+            "state": state_word(record).lower() if record.status.state else None,
+            "progress": record.status.progress,
             "start_time": when(record.status.start_time), "update_time": when(record.status.update_time),
         },
         "modified": when(record.update_time),
@@ -70,7 +68,7 @@ def dataset(record: dataset_pb2.Dataset, path: str | None = None) -> dict[str, A
     return {
         "_id": ":".join(ids), "name": ids[1], "model": model(f"models/{ids[0]}"), "revision": record.revision,
         "details": _object(record.details_json), "stored": record.stored, "compressed": record.compressed,
-        "lightweight": record.storage_class == 2, "modified": when(record.create_time), "path": path,
+        "lightweight": is_lightweight(record), "modified": when(record.create_time), "path": path,
     }  # fmt: skip
 
 
@@ -81,7 +79,7 @@ def model_version(record: model_version_pb2.ModelVersion, path: str | None = Non
     return {
         "_id": ":".join(ids), "name": ids[1], "model": model(f"models/{ids[0]}"), "revision": record.revision,
         "details": _object(record.details_json), "compressed": record.compressed,
-        "lightweight": record.storage_class == 2,
+        "lightweight": is_lightweight(record),
         "train": training(record.training_snapshot) if record.training_snapshot.name else None,
         "ds": dataset(record.dataset_snapshot) if record.dataset_snapshot.name else None,
         "pretrained": model_version(snapshot) if snapshot.name else None,
@@ -105,10 +103,6 @@ def when(time: Timestamp) -> str | None:
     if not time.seconds and not time.nanos:
         return None
     return datetime.datetime.fromtimestamp(time.seconds).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _last(name: str) -> str:
-    return name.partition("@")[0].rpartition("/")[2]
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -213,6 +213,7 @@ def build(
     from noronha.cli import documents, live, publishing
     from noronha.client import builds
     from noronha.client.references import to_key
+    from noronha.client.words import state_word
 
     if from_here + from_home + from_git + pre_built > 1:
         raise click.UsageError("give only one of --from-here, --from-home, --from-git and --pre-built")
@@ -230,7 +231,7 @@ def build(
     key = to_key(made.name)
 
     def describe(found: Any) -> tuple[str, float | None]:
-        return f"Build {key}: {documents.state_word(found)}", None
+        return f"Build {key}: {state_word(found)}", None
 
     made = live.watch(
         target,

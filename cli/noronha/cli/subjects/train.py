@@ -188,6 +188,7 @@ def new(
     from noronha.client import trainings
     from noronha.client.references import last_id, to_key, to_name, within
     from noronha.client.resources import resources
+    from noronha.client.words import state_word
 
     given: dict[str, Any] = {
         "notebook": notebook,
@@ -214,7 +215,7 @@ def new(
         target.voice.warn(f"Training is anonymous. Using random name: {last_id(made.name)}")
 
     def describe(found: Any) -> tuple[str, float | None]:
-        return f"Training {key}: {documents.state_word(found)}", found.status.progress
+        return f"Training {key}: {state_word(found)}", found.status.progress
 
     with live.going_on(f"training {key}", _again(made.name)):
         made = live.watch(

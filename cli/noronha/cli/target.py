@@ -87,6 +87,15 @@ class Target:
                 raise
             return "projects/-"
 
+    def within(self, kind: str, named: str | None, own: str) -> str:
+        """Returns the full name of what lies in the working project under the id ``own``.
+
+        Raises as ``project`` and ``noronha.client.references.within``.
+        """
+        from noronha.client.references import last_id, within
+
+        return within(kind, last_id(self.project(named).name), own)
+
     def ask(self, question: str, *, skipped: bool = True) -> bool:
         """Asks a yes-or-no question; with ``-s`` the answer is ``skipped``.
 

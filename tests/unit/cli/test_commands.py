@@ -111,6 +111,7 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
         (("proj", "build", "--from-here", "--from-git"), "--from-git"),
         (("model", "update", "--name", "m"), "nothing to update"),
         (("model", "list", "--limit", "0"), "0"),
+        (("movers", "list", "--proj", "p"), "--train"),
         (("-o", "xml", "version"), "xml"),
     ],
     ids=lambda value: " ".join(value)[:80] if isinstance(value, tuple) else "",

@@ -21,12 +21,10 @@ def subject() -> None:
 def info(target: Target, proj: str | None, tag: str) -> None:
     """Information about a build version."""
     from noronha.cli import documents
-    from noronha.client.references import last_id, to_key, within
+    from noronha.client.references import to_key
     from noronha.v1 import metadata_pb2
 
-    project = target.project(proj)
-    name = within("build", last_id(project.name), tag)
-    found = target.mesh.metadata.GetBuild(metadata_pb2.GetBuildRequest(name=name))
+    found = target.mesh.metadata.GetBuild(metadata_pb2.GetBuildRequest(name=target.within("build", proj, tag)))
     output.show(documents.build(found), to_key(found.name), target.output, pretty=target.pretty)
 
 
@@ -52,11 +50,10 @@ def list_(
 def rm(target: Target, proj: str | None, tag: str) -> None:
     """Remove a build version."""
     from noronha.cli.removals import report
-    from noronha.client.references import last_id, to_key, within
+    from noronha.client.references import to_key
     from noronha.v1 import builder_pb2
 
-    project = target.project(proj)
-    name = within("build", last_id(project.name), tag)
+    name = target.within("build", proj, tag)
     target.mesh.builder.DeleteBuild(builder_pb2.DeleteBuildRequest(name=name), timeout=120)
     report(target, {"Removed BuildVersion": to_key(name)}, to_key(name))
 
@@ -68,7 +65,5 @@ def rm(target: Target, proj: str | None, tag: str) -> None:
 def logs(target: Target, proj: str | None, tag: str) -> None:
     """Show the log of a build."""
     from noronha.cli.live import print_log
-    from noronha.client.references import last_id, within
 
-    project = target.project(proj)
-    print_log(target.mesh.builder.TailLogs, within("build", last_id(project.name), tag))
+    print_log(target.mesh.builder.TailLogs, target.within("build", proj, tag))

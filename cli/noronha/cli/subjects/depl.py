@@ -21,9 +21,7 @@ proj = options.project("Name of the project responsible for this deployment (def
 
 
 def _full(target: Target, proj: str | None, name: str) -> str:
-    from noronha.client.references import last_id, within
-
-    return within("deployment", last_id(target.project(proj).name), name)
+    return target.within("deployment", proj, name)
 
 
 @subject.command()

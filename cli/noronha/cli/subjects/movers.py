@@ -57,7 +57,7 @@ def list_(
     """List model versions."""
     from noronha.cli.filters import rewrite
     from noronha.cli.lists import run
-    from noronha.client.references import last_id, to_name
+    from noronha.client.references import to_key, to_name
     from noronha.v1 import metadata_pb2
 
     parent = "models/-" if model is None else to_name("model", model)
@@ -68,9 +68,8 @@ def list_(
         if ":" in dataset:
             to_name("dataset", dataset)
         conditions.append(rewrite("model_version", {"ds" if ":" in dataset else "ds.name": dataset}))
-    if train is not None:
-        project = target.project(proj)
-        conditions.append(rewrite("model_version", {"train": f"{last_id(project.name)}:{train}"}))
+    if (training := _training(target, train, proj)) is not None:
+        conditions.append(rewrite("model_version", {"train": to_key(training)}))
     also = {"$and": conditions} if conditions else None
     request = metadata_pb2.ListModelVersionsRequest(parent=parent, order_by=order_by or "")
     run(target, "model_version", request, query=query, expand=expand, limit=limit, also=also)
@@ -96,13 +95,11 @@ def rm(target: Target, model: str, name: str) -> None:
 
 
 def _training(target: Target, train: str | None, proj: str | None) -> str | None:
-    from noronha.client.references import last_id, to_name
-
     if train is None:
         if proj is not None:
             raise click.UsageError("--proj is used along with --train")
         return None
-    return to_name("training", f"{last_id(target.project(proj).name)}:{train}")
+    return target.within("training", proj, train)
 
 
 def _dataset(model: str, dataset: str | None) -> str | None:

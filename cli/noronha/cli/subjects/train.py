@@ -22,9 +22,7 @@ proj = options.project("Name of the project responsible for this training (defau
 
 
 def _full(target: Target, proj: str | None, name: str) -> str:
-    from noronha.client.references import last_id, within
-
-    return within("training", last_id(target.project(proj).name), name)
+    return target.within("training", proj, name)
 
 
 def _again(full: str) -> str:

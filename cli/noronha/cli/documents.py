@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timezone
 from typing import Any
 
+from noronha.client.packing import is_required, max_mb_of
 from noronha.client.references import last_id, to_key
 from noronha.client.words import is_lightweight, origin_word, state_word
 
@@ -37,8 +38,8 @@ def _file_spec(spec: Any) -> Document:
     return {
         "name": spec.name,
         "desc": spec.description,
-        "required": spec.required if spec.HasField("required") else True,
-        "max_mb": spec.max_mb if spec.HasField("max_mb") else 2048,
+        "required": is_required(spec),
+        "max_mb": max_mb_of(spec),
     }
 
 

@@ -72,7 +72,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         requests = "stream" if handler.request_streaming else "unary"
         answers = "stream" if handler.response_streaming else "unary"
         inner = getattr(handler, f"{requests}_{answers}")
-        guard = self._streaming(method, inner) if handler.response_streaming else self._single(method, inner)
+        guard = self._guarded(method, _written(inner) if handler.response_streaming else inner)
         make = getattr(grpc, f"{requests}_{answers}_rpc_method_handler")
         wrapped = make(guard, handler.request_deserializer, handler.response_serializer)
         self._handlers[method] = wrapped
@@ -114,7 +114,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._known[header] = (time.monotonic() + _REMEMBERED, principal)
         return principal
 
-    def _single(self, method: str, inner: Any) -> Any:
+    def _guarded(self, method: str, answer: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+        """Wraps what answers a method: who calls and may they before, typed errors and a line in the log after."""
+
         async def guard(request: Any, context: Any) -> Any:
             began = time.perf_counter()
             principal = ANONYMOUS
@@ -123,39 +125,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 principal = self._enter(method, context)
                 counted = self._arrive(principal)
-                return await inner(request, context)
-            except asyncio.CancelledError:
-                code = 1
-                raise
-            except grpc.aio.AbortError:
-                code = 2
-                raise
-            except Exception as error:
-                code = await self._abort(method, context, error)
-            finally:
-                self._leave(counted)
-                self._note(method, principal, code, began)
-
-        return guard
-
-    def _streaming(self, method: str, inner: Any) -> Any:
-        async def guard(request: Any, context: Any) -> None:
-            began = time.perf_counter()
-            principal = ANONYMOUS
-            code = 0
-            counted = False
-            try:
-                principal = self._enter(method, context)
-                counted = self._arrive(principal)
-                answers = inner(request, context)
-                if hasattr(answers, "__aiter__"):
-                    try:
-                        async for answer in answers:
-                            await context.write(answer)
-                    finally:
-                        await answers.aclose()
-                else:
-                    await answers
+                return await answer(request, context)
             except asyncio.CancelledError:
                 code = 1
                 raise
@@ -205,3 +175,20 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except grpc.aio.AbortError:
             return error.code
         return error.code
+
+
+def _written(inner: Any) -> Callable[[Any, Any], Awaitable[None]]:
+    """Returns what writes the answers of a streaming handler, so that errors and the end of the call are met in it."""
+
+    async def answer(request: Any, context: Any) -> None:
+        answers = inner(request, context)
+        if hasattr(answers, "__aiter__"):
+            try:
+                async for each in answers:
+                    await context.write(each)
+            finally:
+                await answers.aclose()
+        else:  # it writes its answers itself, as the Watch of grpc.health.v1 does
+            await answers
+
+    return answer

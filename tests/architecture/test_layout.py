@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -44,6 +46,19 @@ def test_every_service_has_the_same_parts(service: str) -> None:
         {"ads.py", "snapshot.py", "follow.py"} if service == "router" else {"backend.py", "backends"}
     )
     assert {part for part in parts if not (folder / part).exists()} == set()
+
+
+@pytest.mark.parametrize("service", [each for each in SERVICES if each != "router"])
+def test_every_backend_keeps_the_law_of_its_port(service: str) -> None:
+    """Each is bound to a suite of tests/conformance, which says so by naming it in ``binds``."""
+    bound = set()
+    for path in (ROOT / "tests" / "conformance").glob("test_*.py"):
+        for made in (each for each in ast.parse(path.read_text()).body if isinstance(each, ast.ClassDef)):
+            if any(ast.unparse(base).endswith("Suite") for base in made.bases):
+                assigned = (each for each in made.body if isinstance(each, ast.Assign))
+                bound |= {ast.unparse(each.value) for each in assigned if ast.unparse(each.targets[0]) == "binds"}
+    schemes = importlib.import_module(f"noronha.{service}.backends").SCHEMES
+    assert schemes and {place.path.partition(":")[2] for place in schemes.values()} <= bound
 
 
 def test_arrows_point_one_way() -> None:

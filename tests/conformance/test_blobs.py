@@ -188,6 +188,8 @@ class ObjectsSuite:
 class TestFileObjects(ObjectsSuite):
     """Files of a folder."""
 
+    binds = FileObjects
+
     @pytest.fixture
     def reopen(self, tmp_path: Path) -> Iterator[Callable[[], Objects]]:
         opened: list[FileObjects] = []

@@ -226,6 +226,8 @@ class BuildsSuite:
 class TestVenv(BuildsSuite):
     """``venv:`` keeps the law, and what it promises beyond."""
 
+    binds = VenvBackend
+
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
         self._root = tmp_path / "mesh"

@@ -255,6 +255,8 @@ async def nothing_remains(root: Path) -> None:
 
 
 class TestProcesses(WorkloadsSuite):
+    binds = Processes
+
     @pytest.fixture
     async def platform(self) -> AsyncIterator[Platform]:
         # Not pytest's own folder: a task may not lie below what a test keeps for later runs.

@@ -7,14 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from noronha.chassis.registry import BackendClass
 from noronha.v1.build_pb2 import Artifact, Build
 from noronha.v1.file_pb2 import File
-
-SCHEMES = {
-    "venv": BackendClass("noronha.builder.backends.venv:VenvBackend", "embedded"),
-}
-"""Scheme of ``builder.backend`` to the class that serves it."""
 
 Log = Callable[[str], None]
 """Takes a line of the build's log, without its line end; may be called from any thread."""

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from noronha.builder.attempts import Attempts
-from noronha.builder.backend import SCHEMES, Backend
+from noronha.builder.backend import Backend
+from noronha.builder.backends import SCHEMES
 from noronha.builder.builds import Builds
 from noronha.builder.logs import Logs
 from noronha.chassis import registry

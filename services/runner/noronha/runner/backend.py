@@ -12,13 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from noronha.chassis.registry import BackendClass
 from noronha.v1 import build_pb2, health_check_pb2, mount_pb2, resources_pb2
-
-SCHEMES: Mapping[str, BackendClass] = {
-    "process": BackendClass("noronha.runner.backends.process:Processes"),
-}
-"""Scheme of ``runner.backend`` to the class."""
 
 PYTHON = "{python}"
 """In a command: the interpreter that holds Noronha on the platform."""

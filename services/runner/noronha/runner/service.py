@@ -15,7 +15,8 @@ from noronha.rpc import names
 from noronha.rpc.errors import Unavailable, Unimplemented
 from noronha.runner.admission import Admission
 from noronha.runner.adoption import Adoption
-from noronha.runner.backend import SCHEMES, Platform
+from noronha.runner.backend import Platform
+from noronha.runner.backends import SCHEMES
 from noronha.runner.deployments import Deployments
 from noronha.runner.leases import Leases
 from noronha.runner.logs import Logs

@@ -16,10 +16,10 @@ from noronha.chassis import principals, registry
 from noronha.chassis.durations import seconds_of
 from noronha.chassis.mount import Context
 from noronha.chassis.principals import Kind
-from noronha.chassis.registry import BackendClass
 from noronha.rpc.chunks import MAX_FILES, check_digest
 from noronha.rpc.errors import InvalidArgument
 from noronha.store import adoption, garbage, streams
+from noronha.store.backends import SCHEMES
 from noronha.store.backends.sqlite import SqliteIndex
 from noronha.store.garbage import Collection
 from noronha.store.reader import Reader
@@ -28,9 +28,6 @@ from noronha.store.streams import Result
 from noronha.store.uploads import DEFAULT_HOLD, Uploads
 from noronha.store.writer import Writer
 from noronha.v1 import records_pb2, store_pb2, store_pb2_grpc
-
-SCHEMES = {"file": BackendClass("noronha.store.backends.file:FileObjects")}
-"""Kinds of storage by the scheme of ``store.backend``."""
 
 _THREADS = 8
 _FLUSHERS = 4

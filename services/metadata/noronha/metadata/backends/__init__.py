@@ -1,4 +1,4 @@
-"""What keeps the records: one module for each scheme of ``metadata.backend``."""
+"""Backends of Metadata, one module for each scheme of ``metadata.backend``."""
 
 from __future__ import annotations
 

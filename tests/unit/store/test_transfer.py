@@ -313,7 +313,7 @@ def test_paths_that_could_leave_their_folder_are_refused(store: Any, tmp_path: P
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a/b")])
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a/b"), ("e\u0301", "\u00e9")])
 def test_paths_that_cannot_be_together_are_refused(store: Any, tmp_path: Path, paths: tuple[str, str]) -> None:
     ((_, source),) = make(tmp_path, fine=b"x")
     with pytest.raises(InvalidArgument) as raised:

@@ -22,7 +22,7 @@ from noronha.client.folders import Unpacking
 from noronha.client.local_files import LocalFile
 from noronha.client.meter import Meter, Progress
 from noronha.client.patience import PATIENCE, Patience, typed, typed_call
-from noronha.rpc.chunks import CHUNK_BYTES, MAX_FILES, check_chunk, check_path, checksum
+from noronha.rpc.chunks import CHUNK_BYTES, MAX_FILES, check_chunk, check_path, checksum, clash_of
 from noronha.rpc.dial import new_request_id
 from noronha.rpc.errors import DataLoss, InvalidArgument, NoronhaError, NotFound, OutOfRange, Unavailable
 from noronha.v1 import file_pb2, store_pb2
@@ -333,13 +333,6 @@ def _check_together(paths: list[str]) -> None:
             f"{len(paths)} files are more than {MAX_FILES}; put some together in an archive",
             reason="TOO_MANY_FILES", count=len(paths), limit=MAX_FILES,
         )  # fmt: skip
-    seen = set(paths)
-    for path in paths:
-        parts = path.split("/")
-        if any("/".join(parts[:cut]) in seen for cut in range(1, len(parts))):
-            raise InvalidArgument(
-                f"{path!r} lies below a path that is a file itself; rename one of them", reason="BAD_PATH", path=path
-            )
-    if len(seen) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise InvalidArgument(f"{twice!r} is there twice; rename one of them", reason="BAD_PATH", path=twice)
+    if clash := clash_of(paths):
+        index, why = clash
+        raise InvalidArgument(f"{paths[index]!r} {why}; rename one of them", reason="BAD_PATH", path=paths[index])

@@ -1,9 +1,11 @@
-"""How bytes are cut for the wire, and how digests are written."""
+"""How bytes are cut for the wire, how digests are written, and which paths files may have."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
+from collections.abc import Sequence
 
 from noronha.rpc.errors import DataLoss, InvalidArgument
 
@@ -65,3 +67,21 @@ def check_path(path: str, field: str = "path") -> str:
             f"file path {path[:80]!r} {why}", reason="BAD_PATH", violations=[(field, why)], path=ascii(path[:80])
         )
     return path
+
+
+def clash_of(paths: Sequence[str]) -> tuple[int, str] | None:
+    """Returns the place of a path that cannot be in one folder with the others, and why; None when all can.
+
+    Two spellings of one text count as one path: nobody could tell the files apart.
+    """
+    spelled = [unicodedata.normalize("NFC", path) for path in paths]
+    seen: set[str] = set()
+    for index, path in enumerate(spelled):
+        if path in seen:
+            return index, "comes twice"
+        seen.add(path)
+    for index, path in enumerate(spelled):
+        parts = path.split("/")
+        if any("/".join(parts[:length]) in seen for length in range(1, len(parts))):
+            return index, "lies below a path that is a file itself"
+    return None

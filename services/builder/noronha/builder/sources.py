@@ -21,21 +21,20 @@ def check_files(files: Iterable[File]) -> list[File]:
 
     Raises InvalidArgument ``BAD_PATH``, ``BAD_DIGEST``, ``DUPLICATE_PATH``, ``TOO_MANY_FILES``.
     """
-    found: dict[str, File] = {}
+    found: list[File] = []
     for file in files:
         chunks.check_path(file.path, "files.path")
         chunks.check_digest(file.digest, "files.digest")
-        if file.path in found:
-            raise _twice(file.path)
-        found[file.path] = file
+        found.append(file)
         if len(found) > chunks.MAX_FILES:
             raise too_many()
-    for path in found:
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            if "/".join(parts[:depth]) in found:
-                raise _twice("/".join(parts[:depth]))
-    return [found[path] for path in sorted(found)]
+    if clash := chunks.clash_of([file.path for file in found]):
+        index, why = clash
+        raise InvalidArgument(
+            f"{found[index].path!r} {why}; rename one of them", reason="DUPLICATE_PATH",
+            violations=[(f"files[{index}].path", why)], path=found[index].path,
+        )  # fmt: skip
+    return sorted(found, key=lambda file: file.path)
 
 
 def too_many() -> InvalidArgument:
@@ -44,13 +43,6 @@ def too_many() -> InvalidArgument:
         f"a source has at most {chunks.MAX_FILES} files; list what is not needed in .dockerignore",
         reason="TOO_MANY_FILES",
     )
-
-
-def _twice(path: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"{path!r} is there twice, or as a file and as a folder", reason="DUPLICATE_PATH",
-        violations=[("files", "holds a path twice")], path=path,
-    )  # fmt: skip
 
 
 class UploadedTree:

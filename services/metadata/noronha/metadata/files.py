@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from noronha.chassis.principals import Principal
 from noronha.metadata.catalog import Catalog
 from noronha.metadata.fields import Violations
-from noronha.rpc.chunks import MAX_FILES, check_digest, check_path
+from noronha.rpc.chunks import MAX_FILES, check_digest, check_path, clash_of
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
 from noronha.v1 import file_pb2, store_pb2
 
@@ -33,25 +32,15 @@ def check_manifest(files: Sequence[Any], upload: str) -> None:
         raise InvalidArgument(
             f"{len(files):,} files are too many; at most {MAX_FILES:,} are kept of one name", reason="TOO_MANY_FILES"
         )
-    paths: set[str] = set()
     for index, file in enumerate(files):
         check_path(file.path, f"files[{index}].path")
         check_digest(file.digest, f"files[{index}].digest")
-        # Two spellings of one text would be two files that nobody can tell apart.
-        path = unicodedata.normalize("NFC", file.path)
-        if path in paths:
-            raise _bad_path(index, file.path, "comes twice")
-        paths.add(path)
-    for index, file in enumerate(files):
-        parts = unicodedata.normalize("NFC", file.path).split("/")
-        if any("/".join(parts[:length]) in paths for length in range(1, len(parts))):
-            raise _bad_path(index, file.path, "lies in what is a file itself")
-
-
-def _bad_path(index: int, path: str, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"file path {path[:80]!r} {why}", reason="BAD_PATH", violations=[(f"files[{index}].path", why)], path=path[:80]
-    )
+    if clash := clash_of([file.path for file in files]):
+        index, why = clash
+        path = files[index].path[:80]
+        raise InvalidArgument(
+            f"file path {path!r} {why}", reason="BAD_PATH", violations=[(f"files[{index}].path", why)], path=path
+        )
 
 
 async def seal(catalog: Catalog, caller: Principal, upload: str) -> Any:

@@ -191,7 +191,8 @@ def connect(configuration: Configuration | None = None, *, start: bool = True, n
     """Returns a connection to the mesh that the configuration names, or to the embedded one, started when needed.
 
     ``notice`` receives lines for the user, such as a service that does not serve. With ``start`` false a missing
-    embedded mesh is Unavailable ``NO_MESH``. Raises as ``noronha.client.mesh.start``; InvalidArgument ``BAD_SETTING``.
+    embedded mesh is Unavailable ``NO_MESH``. Raises InvalidArgument ``BAD_SETTING``, and as
+    ``noronha.client.mesh.embedded``.
     """
     if configuration is None:
         from noronha.client import configuration as configurations

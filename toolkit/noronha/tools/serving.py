@@ -142,8 +142,7 @@ class ModelServer(abc.ABC):
 
     # -- what answers each path ---------------------------------------------------------------------------------
     def _answer_predict(self, environ: Environ) -> tuple[str, bytes]:
-        query = environ.get("QUERY_STRING")
-        args = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+        args = _arguments(environ)
         body = read_body(environ)
         try:
             result = self.make_result(body, args)
@@ -160,8 +159,7 @@ class ModelServer(abc.ABC):
     def _refuse(self, error: BaseException, body: str, args: dict[str, str]) -> tuple[str, bytes]:
         told: Any
         if isinstance(error, NoronhaError):
-            told = {"Error": type(error).__name__, "Message": str(error), "cause": _cause(error)}
-            status = next((status for kind, status in _STATUS if isinstance(error, kind)), ERROR)
+            told, status = _told(error), _status_of(error)
         else:
             told, status = repr(error), RAISED
         if status == ERROR:
@@ -319,15 +317,14 @@ class LazyModelServer(ModelServer):
         return self._model_name
 
     def _answer_update(self, environ: Environ) -> tuple[str, bytes]:
-        query = environ.get("QUERY_STRING")
-        args = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+        args = _arguments(environ)
         version = args.get("model_version")
         if not version:
             return BAD_REQUEST, _expected(args).encode()
         from noronha.tools import channel
 
         try:
-            question = {"what": "LazyModelServer", "model": self._model(), "name": version}
+            question: dict[str, Any] = {"what": "LazyModelServer", "model": self._model(), "name": version}
             staged = channel.ask("stage_model_version", **question)
             loaded = self._load(staged, b"")  # proves that it loads, before anybody else sees it
             channel.ask("adopt_model_version", **question, path=staged["path"])
@@ -335,9 +332,7 @@ class LazyModelServer(ModelServer):
             self._keep(version, _Loaded(loaded.model, loaded.meta, loaded.path, self._shared.stamp))
         except Exception as error:
             log_error(error)
-            status = next((status for kind, status in _STATUS if isinstance(error, kind)), ERROR)
-            told = {"Error": type(error).__name__, "Message": str(error), "cause": _cause(error)}
-            return status, answers.encode({"err": told})
+            return _status_of(error), answers.encode({"err": _told(error)})
         return OK, b"OK"
 
 
@@ -394,9 +389,21 @@ def _expected(args: Mapping[str, str]) -> str:
     return f"Expected model_version argument\nGot: {dict(args)}"
 
 
-def _cause(error: BaseException) -> str | None:
+def _arguments(environ: Environ) -> dict[str, str]:
+    """Returns a request's query arguments; of one that comes several times the last."""
+    query = environ.get("QUERY_STRING")
+    return dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+
+
+def _status_of(error: BaseException) -> str:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), ERROR)
+
+
+def _told(error: BaseException) -> dict[str, Any]:
     cause = error.__cause__
-    return repr(cause) if cause is not None else None
+    return {
+        "Error": type(error).__name__, "Message": str(error), "cause": repr(cause) if cause is not None else None,
+    }  # fmt: skip
 
 
 def _taking(function: Callable[..., Any], most: int) -> Callable[..., Any]:

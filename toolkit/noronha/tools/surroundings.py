@@ -39,8 +39,7 @@ def require_task_folder(what: str) -> Path:
     folder = task_folder()
     if folder is None:
         raise OutsideTaskError(
-            f"{what} works in notebooks that Noronha runs: start this one by 'nha train new', 'nha depl new' or "
-            "'nha note'"
+            f"{what} works in notebooks that Noronha runs: start this one by 'nha train new' or 'nha depl new'"
         )
     return folder
 

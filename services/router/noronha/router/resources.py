@@ -57,7 +57,8 @@ EXPECTED = "{path}?project=<project_name>&deploy=<deploy_name>"
 
 # Fetching and loading a model may take long; what hangs for longer is cut so that it cannot hold its slot for ever.
 UPDATE_TIMEOUT = datetime.timedelta(minutes=15)
-# Gunicorn closes an idle connection after 2 s; Envoy must have let go of it before, or a request meets one that closes.
+# Model servers keep an idle connection for 75 s unless their settings say less, as gunicorn's own 2 s; Envoy must have
+# let go of it before, or a request meets one that closes.
 UPSTREAM_IDLE_TIMEOUT = datetime.timedelta(seconds=1)
 CONNECT_TIMEOUT = datetime.timedelta(seconds=2)
 HEALTH_INTERVAL = datetime.timedelta(seconds=10)

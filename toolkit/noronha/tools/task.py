@@ -76,7 +76,8 @@ class Task:
         self._lock = threading.Lock()
         self._cancelled: float | None = None
         self._shutdown = False
-        self._serving = False
+        self._endpoint: tuple[str, int] | None = None
+        """Host and port of the model server, once there is one."""
         self._gone = False
 
     # -- the whole ----------------------------------------------------------------------------------------------
@@ -361,7 +362,6 @@ class Task:
         return documents.model_version(record)
 
     def _on_serving(self, host: str, port: int, reporter: Any) -> None:
-        self._serving = True
         self._endpoint = (host, port)
         told = "" if host in ("0.0.0.0", "::") else host
         reporter.serving(False, told, port)
@@ -426,7 +426,7 @@ class Task:
 
     def _end(self, grace: float) -> None:
         """Ends the task: a server finishes what is in flight, anything else is cancelled."""
-        if not self._serving:
+        if self._endpoint is None:
             self._shutdown = True
             self._cancel(grace)
             return
@@ -449,7 +449,7 @@ class Task:
         from urllib.parse import quote
 
         bare = version.partition("@")[0].rpartition("/")[2]
-        if not self._serving:
+        if self._endpoint is None:
             return
         status, answer = _call(*self._endpoint, "POST", f"/update?model_version={quote(bare)}", timeout=600)
         if status != 200:

@@ -28,8 +28,6 @@ from noronha.metadata.watch import Watch
 from noronha.v1 import metadata_pb2 as pb
 from noronha.v1 import metadata_pb2_grpc, records_pb2, records_pb2_grpc
 
-SERVICES = ["noronha.v1.Metadata", "noronha.v1.Records"]
-
 
 @contextlib.asynccontextmanager
 async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
@@ -39,15 +37,15 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
     records = backend.from_url(url, context.state_dir("metadata"))
     try:
         catalog = await Catalog.open(records, context.peers)
-        metadata_pb2_grpc.add_MetadataServicer_to_server(Metadata(catalog, context), server)
-        records_pb2_grpc.add_RecordsServicer_to_server(Records(catalog), server)
-        yield SERVICES
+        metadata_pb2_grpc.add_MetadataServicer_to_server(MetadataServicer(catalog, context), server)
+        records_pb2_grpc.add_RecordsServicer_to_server(RecordsServicer(catalog), server)
+        yield ["noronha.v1.Metadata", "noronha.v1.Records"]
     finally:
         await records.close()
 
 
-class Metadata(metadata_pb2_grpc.MetadataServicer):
-    """The calls of Metadata."""
+class MetadataServicer(metadata_pb2_grpc.MetadataServicer):
+    """The rpcs of ``noronha.v1.Metadata``."""
 
     def __init__(self, catalog: Catalog, context: Context) -> None:
         self._catalog = catalog
@@ -225,8 +223,8 @@ class Metadata(metadata_pb2_grpc.MetadataServicer):
                 yield step
 
 
-class Records(records_pb2_grpc.RecordsServicer):
-    """The calls of Records."""
+class RecordsServicer(records_pb2_grpc.RecordsServicer):
+    """The rpcs of ``noronha.v1.Records``."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog

@@ -92,6 +92,7 @@ class Cache:
 
 
 def digest(*pieces: bytes) -> bytes:
+    """Returns what tells this content, the pieces in their order, from any other."""
     found = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         found.update(piece)
@@ -99,6 +100,7 @@ def digest(*pieces: bytes) -> bytes:
 
 
 def item(data: bytes, members: Iterable[str] = ()) -> Item:
+    """Returns a serialised resource with its digest; ``members`` are the replicas that it leads to."""
     return Item(digest(data), data, frozenset(members))
 
 

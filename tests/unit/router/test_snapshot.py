@@ -7,7 +7,7 @@ import pytest
 from noronha.router import resources
 from noronha.router.snapshot import Cache, snapshot
 from noronha.router.traffic import Split, split, violations
-from noronha.v1 import traffic_pb2
+from noronha.v1 import health_check_pb2, traffic_pb2
 
 from .records import EDGE, deployment, replica, traffic
 
@@ -165,3 +165,8 @@ def test_traffic_that_is_right_has_no_violations() -> None:
     )  # fmt: skip
     assert violations(good) == []
     assert violations(traffic_pb2.Traffic()) == []
+
+
+def test_what_a_health_check_leaves_open_is_what_the_contract_says() -> None:
+    (check,) = resources.health_checks(health_check_pb2.HealthCheck())
+    assert (check.interval, check.timeout, check.unhealthy_threshold) == (resources.seconds(30), resources.seconds(3), 3)

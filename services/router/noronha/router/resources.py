@@ -61,13 +61,16 @@ UPDATE_TIMEOUT = datetime.timedelta(minutes=15)
 # let go of it before, or a request meets one that closes.
 UPSTREAM_IDLE_TIMEOUT = datetime.timedelta(seconds=1)
 CONNECT_TIMEOUT = datetime.timedelta(seconds=2)
-HEALTH_INTERVAL = datetime.timedelta(seconds=10)
+# What HealthCheck in the contract says of fields that are not set.
+HEALTH_INTERVAL = datetime.timedelta(seconds=30)
 HEALTH_TIMEOUT = datetime.timedelta(seconds=3)
+HEALTH_RETRIES = 3
 # Envoy's own default of 1,024 looks like a slow model under load.
 CIRCUIT_BREAKER = 100_000
 
 
 def seconds(value: float) -> datetime.timedelta:
+    """Returns a length of time."""
     return datetime.timedelta(seconds=value)
 
 
@@ -192,7 +195,7 @@ def health_checks(check: health_check_pb2.HealthCheck) -> list[core.HealthCheck]
     return _health_checks(
         min(max(interval, seconds(1)), seconds(3600)),
         min(max(timeout, seconds(0.1)), seconds(600)),
-        check.retries if check.retries > 0 else 3,
+        check.retries if check.retries > 0 else HEALTH_RETRIES,
     )
 
 

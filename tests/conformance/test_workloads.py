@@ -343,11 +343,11 @@ class TestProcesses(WorkloadsSuite):
             if os.fork() == 0:
                 os.setsid()
                 if os.fork(): os._exit(0)
+                print("away", flush=True)
             time.sleep(600)
         """)
         await platform.start(wanted)
-        await self.until_started(platform, wanted.id)
-        await asyncio.sleep(0.3)
+        await self._until_logged(platform, wanted.id, b"away")
         again = opened(self.root)
         supervisor = json.loads((self.root / "runner/tasks" / wanted.id / "supervisor.json").read_text())["pid"]
         os.kill(supervisor, signal.SIGKILL)

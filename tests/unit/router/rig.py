@@ -234,7 +234,8 @@ class Rig:
         made = snapshots.snapshot(
             self.deployments.values(), self.replicas.values(), self.traffic.values(), self.edge, self.cache
         )
-        assert made.inconsistencies() == []
+        named = {each for part in made.parts.values() for each in part.clusters}
+        assert named <= made.clusters.keys() and named <= made.endpoints.keys(), "a route names what is not there"
         self.discovery.publish(made)
         return made
 

@@ -22,6 +22,7 @@ KEPT_RICH = 64 << 20
 KEPT_OUTPUTS = 1000
 """Separate outputs that the executed notebook keeps of one cell."""
 
+_KEPT_TAIL = KEPT_TEXT - KEPT_TEXT // 2
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
@@ -129,10 +130,8 @@ class Live:
 class Kept:
     """Adds outputs to the cells of an executed notebook, within bounds for each cell and for the whole."""
 
-    def __init__(self, kept_text: int = KEPT_TEXT, kept_rich: int = KEPT_RICH, kept_outputs: int = KEPT_OUTPUTS):
-        self._kept_text = kept_text
-        self._rich_left = kept_rich
-        self._kept_outputs = kept_outputs
+    def __init__(self) -> None:
+        self._rich_left = KEPT_RICH
         self._cells: dict[int, _CellText] = {}
 
     def stream(self, cell: Any, index: int, name: str, text: str) -> None:
@@ -143,7 +142,7 @@ class Kept:
         """Tells whether one more rich output of this size may be kept, and counts it; leaves a note when not."""
         state = self._of(cell, index)
         state.settle()
-        if len(cell.outputs) >= self._kept_outputs or size > self._rich_left:
+        if len(cell.outputs) >= KEPT_OUTPUTS or size > self._rich_left:
             state.note_rich()
             return False
         self._rich_left -= size
@@ -161,18 +160,16 @@ class Kept:
     def _of(self, cell: Any, index: int) -> _CellText:
         state = self._cells.get(index)
         if state is None or state.cell is not cell:
-            state = self._cells[index] = _CellText(cell, self._kept_text, self._kept_outputs)
+            state = self._cells[index] = _CellText(cell)
         return state
 
 
 class _CellText:
     """The printed text of one cell: the beginning grows in its outputs; past half of the bound only the end is kept."""
 
-    def __init__(self, cell: Any, bound: int, outputs: int):
+    def __init__(self, cell: Any):
         self.cell = cell
-        self._head_left = bound // 2
-        self._tail_bound = bound - bound // 2
-        self._outputs = outputs
+        self._head_left = KEPT_TEXT // 2
         self._open: Any = None  # the stream output that grows
         self._parts: list[str] = []
         self._tail: collections.deque[tuple[str, str]] = collections.deque()
@@ -192,9 +189,9 @@ class _CellText:
             else:
                 self._tail.append((name, text))
             self._tail_size += len(text)
-            while self._tail_size > self._tail_bound:
+            while self._tail_size > _KEPT_TAIL:
                 first_name, first = self._tail[0]
-                excess = self._tail_size - self._tail_bound
+                excess = self._tail_size - _KEPT_TAIL
                 if len(first) <= excess:
                     self._tail.popleft()
                     cut = len(first)
@@ -210,7 +207,7 @@ class _CellText:
         outputs = self.cell.outputs
         if self._open is None or self._open.name != name or not outputs or outputs[-1] is not self._open:
             self._write_open()
-            if len(outputs) >= self._outputs:
+            if len(outputs) >= KEPT_OUTPUTS:
                 self._head_left = 0
                 self._tail.append((name, text))
                 self._tail_size += len(text)

@@ -44,15 +44,15 @@ async def run(
 
 
 async def collect(
-    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], mark: str, given: bytes = b""
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], mark: str
 ) -> tuple[int, bytes]:
-    """Runs a command with ``given`` as its input; returns its exit code and all it wrote, which should not be much."""
+    """Runs a command; returns its exit code and all it wrote, which should not be much."""
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=folder, env={**environment, MARK: mark}, stdin=asyncio.subprocess.PIPE,
+        *command, cwd=folder, env={**environment, MARK: mark}, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        answer, _ = await process.communicate(given)
+        answer, _ = await process.communicate()
         return process.returncode or 0, answer
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(_end(process, mark)))

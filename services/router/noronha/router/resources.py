@@ -291,7 +291,7 @@ LAZY_KEY = "model_version"
 
 
 def entry(
-    deployment: str, split: Split | None, sticky: Collection[int], *, own_port: bool, timeout: float = 60.0
+    deployment: str, split: Split | None, sticky: Collection[int], *, own_port: bool, timeout: float
 ) -> bytes:
     """Builds a deployment's entry of the route table, to be put in by `table`.
 

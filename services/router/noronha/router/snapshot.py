@@ -74,14 +74,6 @@ class Snapshot:
     ready: Mapping[str, tuple[tuple[str, Endpoint], ...]]
     """Ready replicas of each deployment: name and place, ordered by name."""
 
-    def inconsistencies(self) -> list[str]:
-        """Lists what refers to something that is not there; always empty unless there is a mistake in this module."""
-        found = []
-        for name, part in self.parts.items():
-            found += [f"{name}: {each} has no endpoints" for each in part.clusters if each not in self.endpoints]
-            found += [f"{name}: cluster {each} is lost" for each in part.clusters if each not in self.clusters]
-        return found
-
 
 @dataclass
 class Cache:

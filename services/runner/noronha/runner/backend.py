@@ -137,8 +137,8 @@ class Platform(Protocol):
         Harmless for one that ended or never was; asked again, the shorter time holds.
         """
 
-    async def read_log(self, id: str, limit: int = 1 << 16) -> bytes:
-        """Returns the last bytes of what its processes wrote past the mesh; empty when nothing is known."""
+    async def read_log(self, id: str) -> bytes:
+        """Returns the last 64 KiB of what its processes wrote past the mesh; empty when nothing is known."""
 
     def folder(self, id: str) -> Path | None:
         """Returns the folder in which an ended task's own files can be read; None where there is none."""

@@ -117,11 +117,10 @@ def _now() -> int:
 class MemoryRecords:
     """Keeps records in this process only; what it is asked is answered by looking through them."""
 
-    def __init__(self, *, journal_kept: int = JOURNAL_KEPT) -> None:
+    def __init__(self) -> None:
         self._tenants: dict[str, _Tenant] = {}
         self._journal: list[Change] = []
         self._newest = 0
-        self._journal_kept = journal_kept
         self._values: dict[str, bytes] = {}
         self._waiters = Waiters()
 
@@ -304,8 +303,8 @@ class MemoryRecords:
     def _enter(self, tenant: str, key: Key, deleted: bool, now: int) -> None:
         self._newest += 1
         self._journal.append(Change(self._newest, tenant, key, deleted, now))
-        if len(self._journal) >= 2 * self._journal_kept:
-            del self._journal[: -self._journal_kept]
+        if len(self._journal) >= 2 * JOURNAL_KEPT:
+            del self._journal[:-JOURNAL_KEPT]
 
     async def acquire(self, tenant: str, key: Key, holder: str, seconds: float) -> Lease:
         row = self._of(tenant).rows.get((key.name, key.revision))

@@ -36,6 +36,7 @@ _INHERITED = (
 """Variables of the mesh that tasks get; no others, since some may hold secrets."""
 
 _RESERVED = ("/proc", "/sys", "/dev")
+_LOG_BYTES = 64 << 10
 _SUPERVISOR = str(Path(noronha.runner.supervisor.__path__[0]) / "__main__.py")
 
 
@@ -161,13 +162,13 @@ class Processes:
                 return
             await asyncio.sleep(0.01)  # on its way: until it has its signals in hand, one would end it
 
-    async def read_log(self, id: str, limit: int = 1 << 16) -> bytes:
+    async def read_log(self, id: str) -> bytes:
         """Returns the end of what the task's first process wrote to its standard output and error."""
         try:
             with open(self._tasks / id / supervision.PLATFORM_LOG, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - limit))
-                return file.read(limit)
+                file.seek(max(0, size - _LOG_BYTES))
+                return file.read(_LOG_BYTES)
         except OSError:
             return b""
 

@@ -63,9 +63,8 @@ class SqliteRecords:
     it; and whatever the disk has to say.
     """
 
-    def __init__(self, path: str | Path, *, journal_kept: int = JOURNAL_KEPT) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._journal_kept = journal_kept
         self._stack = contextlib.ExitStack()
         try:
             self._lock()
@@ -121,7 +120,7 @@ class SqliteRecords:
         self._waiters.tell(changes)
         if self._newest - self._compacted_at >= _COMPACT_EVERY and not self._closed:
             self._compacted_at = self._newest
-            self.commits.submit(lambda writes: writes.compact(self._journal_kept, ANSWERS_KEPT), LARGE)
+            self.commits.submit(lambda writes: writes.compact(JOURNAL_KEPT, ANSWERS_KEPT), LARGE)
 
     async def commit(self, tenant: str, commit: Commit) -> Committed:
         return await self.commits.submit(lambda writes: writes.commit(tenant, commit), _weight_of(commit))

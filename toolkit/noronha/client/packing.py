@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noronha.client.ignoring import Ignoring
-from noronha.rpc.chunks import MAX_FILES, check_path
+from noronha.rpc.chunks import DEFAULT_MAX_MB, MAX_FILES, MAX_LIGHTWEIGHT_MB, check_path
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NotFound
 from noronha.v1 import model_pb2
 
 MEBIBYTE = 1 << 20
-DEFAULT_MAX_MB = 2048
-"""Size in MiB up to which a file is taken when its definition does not say."""
-
-MAX_LIGHTWEIGHT_MB = 10
-"""Size in MiB that every file's definition must keep to for the lightweight store."""
 
 _SHOWN = 5
 """Most files that a notice names."""

@@ -1,4 +1,4 @@
-"""How bytes are cut for the wire, how digests are written, and which paths files may have."""
+"""How bytes are cut for the wire, how digests are written, and which paths and sizes files may have."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ CHUNK_BYTES = 1 << 20
 
 MAX_FILES = 10_000
 """Most files of one upload, version, dataset or source."""
+
+DEFAULT_MAX_MB = 2048
+"""Largest size in MiB of a version's or a dataset's file whose definition names none."""
+
+MAX_LIGHTWEIGHT_MB = 10
+"""Largest size in MiB of a file in the store for small ones."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

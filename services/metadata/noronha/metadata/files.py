@@ -8,12 +8,9 @@ from typing import Any
 from noronha.chassis.principals import Principal
 from noronha.metadata.catalog import Catalog
 from noronha.metadata.fields import Violations
-from noronha.rpc.chunks import MAX_FILES, check_digest, check_path, clash_of
+from noronha.rpc.chunks import MAX_FILES, MAX_LIGHTWEIGHT_MB, check_digest, check_path, clash_of
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
 from noronha.v1 import file_pb2, store_pb2
-
-LIGHTWEIGHT_MAX_MB = 10
-"""Largest size in MiB of a file in the store for small ones."""
 
 _MIB = 1 << 20
 _ARCHIVE = ".tar.gz"
@@ -115,11 +112,11 @@ def check_lightweight(files: Sequence[Any], specs: Sequence[Any], what: str) -> 
     if not specs:
         why = f"{what} names no files, and small files need a strict definition"
     for spec in specs:
-        if spec.max_mb > LIGHTWEIGHT_MAX_MB:
-            why = f"{what} lets {spec.name} have {spec.max_mb} MB; set its max_mb to {LIGHTWEIGHT_MAX_MB} or less"
+        if spec.max_mb > MAX_LIGHTWEIGHT_MB:
+            why = f"{what} lets {spec.name} have {spec.max_mb} MB; set its max_mb to {MAX_LIGHTWEIGHT_MB} or less"
             break
     for file in files:
-        if file.size_bytes > LIGHTWEIGHT_MAX_MB * _MIB:
-            why = f"{file.path} has {file.size_bytes:,} bytes; at most {LIGHTWEIGHT_MAX_MB} MB are taken"
+        if file.size_bytes > MAX_LIGHTWEIGHT_MB * _MIB:
+            why = f"{file.path} has {file.size_bytes:,} bytes; at most {MAX_LIGHTWEIGHT_MB} MB are taken"
     if why:
         raise FailedPrecondition(f"not lightweight: {why}", reason="NOT_LIGHTWEIGHT")

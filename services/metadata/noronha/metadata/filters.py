@@ -32,7 +32,6 @@ MAX_VALUES = 1000
 """Most values in one ``$in``, ``$nin`` or ``$all``."""
 
 Path = tuple[str, ...]
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)

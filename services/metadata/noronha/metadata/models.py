@@ -12,10 +12,8 @@ from noronha.metadata.catalog import Catalog
 from noronha.metadata.drafts import Draft, check_etag, once_of, settle
 from noronha.metadata.fields import Violations
 from noronha.rpc import names
+from noronha.rpc.chunks import DEFAULT_MAX_MB
 from noronha.v1 import model_pb2
-
-DEFAULT_MAX_MB = 2048
-"""Largest size of a file in MiB when its definition names none."""
 
 _MOST_SPECS = 1000
 _MAX_NAME = 64

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import threading
 import weakref
@@ -12,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from noronha.rpc.errors import InvalidArgument
+from noronha.chassis import positions
 
 PIECE = 64 << 10
 """Most bytes of a log in one answer."""
@@ -78,7 +76,11 @@ class Logs:
         Raises InvalidArgument ``BAD_POSITION`` for a position of another log.
         """
         path = self._path(reference)
-        offset = _offset(position, reference) if position else _last(path, lines) if lines > 0 else 0
+        offset = 0
+        if position:
+            offset = positions.unseal(position, reference).get("", 0)
+        elif lines > 0:
+            offset = _last(path, lines)
         self._loop = asyncio.get_running_loop()
         event = self._grown.setdefault(reference, asyncio.Event())
         while True:
@@ -86,7 +88,7 @@ class Logs:
             over = ended is None or await ended()
             while data := _read(path, offset):
                 offset += len(data)
-                yield Piece(data, _position(offset, reference))
+                yield Piece(data, positions.seal({"": offset}, reference))
             if over:
                 return
             try:
@@ -122,22 +124,3 @@ def _last(path: Path, lines: int) -> int:
         return 0
     kept = tail.splitlines(keepends=True)[-lines:]
     return end - sum(len(line) for line in kept)
-
-
-def _seal(offset: int, reference: str) -> str:
-    return hashlib.sha256(f"{offset} {reference}".encode()).hexdigest()[:12]
-
-
-def _position(offset: int, reference: str) -> str:
-    return base64.urlsafe_b64encode(f"{offset} {_seal(offset, reference)}".encode()).decode()
-
-
-def _offset(position: str, reference: str) -> int:
-    try:
-        number, _, seal = base64.urlsafe_b64decode(position.encode()).decode().partition(" ")
-        offset = int(number)
-    except (ValueError, binascii.Error, UnicodeError):
-        offset, seal = -1, ""
-    if offset < 0 or seal != _seal(offset, reference):
-        raise InvalidArgument("the position is not one of this log; start without", reason="BAD_POSITION")
-    return offset

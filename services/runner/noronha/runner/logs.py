@@ -8,10 +8,6 @@ memory alone: a log that is opened again goes on where its files end.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from noronha.chassis import positions
 from noronha.chassis.mount import make_private, state_error
 from noronha.rpc.errors import InvalidArgument, OutOfRange
 
@@ -271,7 +268,7 @@ async def tail(
     ``parts()`` tells the logs as they are now, by key; ``follow`` is set by whoever knows that they may have changed,
     and ``ended()`` says that nothing more will come. Raises InvalidArgument ``BAD_POSITION`` for another's position.
     """
-    offsets = _offsets(position, name) if position else {}
+    offsets = positions.unseal(position, name) if position else {}
     if lines > 0 and not position:
         offsets = {key: part.log.last_lines(lines) for key, part in parts().items()}
     while True:
@@ -284,29 +281,8 @@ async def tail(
                 part.log.follow(follow)
             while (read := part.log.read(offsets.get(key, 0), over or part.ended)) is not None:
                 offsets[key] = read.next
-                yield Piece(read.data, _position(offsets, name), key, read.truncated)
+                yield Piece(read.data, positions.seal(offsets, name), key, read.truncated)
         if over:
             return
         assert follow is not None
         await follow.wait()
-
-
-def _seal(text: str, name: str) -> str:
-    return hashlib.sha256(f"{text} {name}".encode()).hexdigest()[:12]
-
-
-def _position(offsets: Mapping[str, int], name: str) -> str:
-    text = json.dumps(offsets, separators=(",", ":"), sort_keys=True)
-    return base64.urlsafe_b64encode(f"{_seal(text, name)} {text}".encode()).decode()
-
-
-def _offsets(position: str, name: str) -> dict[str, int]:
-    try:
-        seal, _, text = base64.urlsafe_b64decode(position.encode()).decode().partition(" ")
-        if seal == _seal(text, name):
-            offsets: dict[str, int] = json.loads(text)
-            return offsets
-    except (ValueError, binascii.Error, UnicodeError):
-        pass
-    why = "is not one of this log; start without it"
-    raise InvalidArgument(f"position {why}", reason="BAD_POSITION", violations=[("position", why)])

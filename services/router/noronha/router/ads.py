@@ -18,8 +18,9 @@ answers to send, serialised. What makes the order matter:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from noronha.router import splice
 from noronha.router.messages import DiscoveryRequest, DiscoveryResponse, number
@@ -38,6 +39,8 @@ ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 
 WILDCARD = (CLUSTER, LISTENER)
 """The types of which a proxy gets all, instead of those it names."""
+
+T = TypeVar("T")
 
 _VERSION = number(DiscoveryResponse, "version_info")
 _RESOURCES = number(DiscoveryResponse, "resources")
@@ -73,16 +76,17 @@ class _Channel:
     def differs(self, name: str, found: bytes) -> bool:
         return name not in self.accepted or self.accepted[name].digest != found
 
-    def staged(self, wanted: Mapping[str, Item]) -> dict[str, Item]:
-        """Returns what to send of what is wanted: what is refused, or put off, stays as the proxy has it."""
-        found: dict[str, Item] = {}
+    def staged(self, wanted: Mapping[str, T], held: Mapping[str, T], digest_of: Callable[[T], bytes]) -> dict[str, T]:
+        """Returns what to send of what is wanted: what is refused, or put off, stays as the proxy holds it."""
+        found: dict[str, T] = {}
         left = self.batch or len(wanted)
         for name, each in wanted.items():
-            if self.differs(name, each.digest):
-                if left and not self.refuses(name, each.digest):
+            content = digest_of(each)
+            if name not in held or digest_of(held[name]) != content:
+                if left and not self.refuses(name, content):
                     left -= 1
-                elif name in self.accepted:
-                    each = self.accepted[name]
+                elif name in held:
+                    each = held[name]
                 else:
                     continue
             found[name] = each
@@ -273,24 +277,10 @@ class AdsStream:
         searched for, stays as the proxy has it.
         """
         assert self.snapshot is not None
-        parts, refused = self.snapshot.parts, self._channels[ROUTES].refused
         channel = self._channels[ROUTES]
-        if not channel.batch and not refused:
-            return parts
-        found: dict[str, Part] = {}
-        left = channel.batch or len(parts)
-        for name, part in parts.items():
-            if self._entry_differs(name, part):
-                if left and not channel.refuses(name, part.entry.digest):
-                    left -= 1
-                elif name in self._routed:
-                    part = self._routed[name]
-                else:
-                    continue
-            found[name] = part
-        if left:
-            channel.batch = 0
-        return found
+        if not channel.batch and not channel.refused:
+            return self.snapshot.parts
+        return channel.staged(self.snapshot.parts, self._routed, lambda part: part.entry.digest)
 
     def _wanted(self, url: str) -> Mapping[str, Item]:
         """Returns what the proxy should have of a type at this moment of the conversation."""
@@ -351,7 +341,7 @@ class AdsStream:
     def _all(self, channel: _Channel) -> bytes | None:
         """Answers with every resource of a type, if anything differs from what was last sent."""
         wanted = self._wanted(channel.url)
-        items = channel.staged(wanted)
+        items = channel.staged(wanted, channel.accepted, lambda each: each.digest)
         for name in channel.refused.keys() - wanted.keys() - {channel.url}:
             del channel.refused[name]
         version = _version(items.values())

@@ -43,6 +43,11 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("router: [\n", "is not YAML"),
         ("- a\n", "must hold sections"),
         ("container_manager: {healthcheck: {retrys: 1}}\n", "did you mean retries?"),
+        ("file_manager: {port: 1}\n", "did you mean file_store?"),
+        ("logger: {level: banana}\n", "must be DEBUG, INFO, WARN, WARNING or ERROR, not 'banana'"),
+        ("mesh: {log_level: banana}\n", "must be DEBUG"),
+        ("web_server: {type: flask}\n", "must be simple or gunicorn, not 'flask'"),
+        ("container_manager: {type: moby}\n", "must be local, swarm or kube, not 'moby'"),
     ],
 )
 def test_mistakes_are_one_line_that_helps(tmp_path: Path, text: str, says: str) -> None:
@@ -73,3 +78,26 @@ def test_the_fingerprint_is_json_without_secrets(tmp_path: Path) -> None:
     found = {key: json.loads(value) for key, value in loaded.fingerprint().items()}
     assert found["container_manager.nfs"] == {"server": "s", "path": "/p"} and found["router.port"] == 30080
     assert "canary" not in str(loaded.fingerprint())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7401", "mesh.example:1", "[::1]:65535", "unix:/run/mesh.sock", ""])
+def test_an_address_is_a_host_with_a_port_or_a_socket(address: str) -> None:
+    assert settings.load(None, {"NHA_MESH__ADDRESS": address}).mesh.address == address
+
+
+@pytest.mark.parametrize("address", ["garbage", "host:", "host:0", "host:65536", "[::1", "bad host:1", "unix:", "http://h:1"])
+def test_anything_else_is_refused_with_the_form(address: str) -> None:
+    with pytest.raises(InvalidArgument, match="must be host:port, such as 127.0.0.1:7401, or unix:/path") as caught:
+        settings.load(None, {"NHA_MESH__ADDRESS": address})
+    assert caught.value.reason == "BAD_SETTING"
+
+
+def test_words_are_taken_in_any_case_and_read_as_documented(tmp_path: Path) -> None:
+    assert _load(tmp_path, "logger: {level: warn}\n").logger.level == "WARN"
+
+
+def test_every_key_knows_where_it_was_set(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, "mesh: {address: 'h:1', token_file: t}\n", {"NHA_MESH__ADDRESS": "h:2"})
+    assert loaded.origins["mesh.address"] == "NHA_MESH__ADDRESS"
+    assert loaded.origins["mesh.token_file"] == str(tmp_path / "nha.yaml")
+    assert loaded.written == {"mesh", "mesh.address", "mesh.token_file"}

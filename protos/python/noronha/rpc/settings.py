@@ -4,30 +4,69 @@ Both ends read the same file, so both share this module. A client takes the firs
 ``~/.nha/nha.yaml``; a mesh takes ``~/.nha/nha.yaml`` or the file it is told. In the environment,
 ``NHA_<SECTION>__<KEY>`` wins over the file. An unknown key is an error that names the nearest known one. Secrets never
 show in a repr.
+
+Accepted as in 1.6 but without effect in this version, which has neither servers of its own nor containers: all of
+``mongo``, ``file_store``, ``lightweight_store`` and ``docker``; of ``container_manager``, ``api_timeout``,
+``namespace``, ``storage_class`` and ``nfs``; of ``web_server``, ``host`` and ``port``; of ``logger``, all but
+``level``, ``directory`` and ``file_name``. Where one would change what is used (a database, Swarm), the mesh refuses to
+start instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from noronha.rpc.errors import InvalidArgument
 
+Check = Callable[[str], str]
+"""Returns a text as it is meant; raises ValueError, saying what it must be."""
 
-def _mesh(default: Any, *, secret: bool = False) -> Any:
+
+def _one_of(*choices: str) -> Check:
+    """The check of a key that takes one of a few words, in whatever case they are written."""
+
+    def check(text: str) -> str:
+        for choice in choices:
+            if text.casefold() == choice.casefold():
+                return choice
+        raise ValueError(f"must be {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
+
+    return check
+
+
+_level = _one_of("DEBUG", "INFO", "WARN", "WARNING", "ERROR")
+_ADDRESS = re.compile(r"unix:.+|(?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def _address(text: str) -> str:
+    """The check of a key that says where a server is."""
+    found = _ADDRESS.fullmatch(text)
+    if text and (found is None or (found[1] and not 1 <= int(found[1]) <= 65535)):
+        raise ValueError(f"must be host:port, such as 127.0.0.1:7401, or unix:/path, not {text!r}")
+    return text
+
+
+def _client(default: Any, check: Check) -> Any:
+    """Declares a key that clients read and that not every text is right for."""
+    return field(default=default, metadata={"check": check})
+
+
+def _mesh(default: Any, *, secret: bool = False, check: Check | None = None) -> Any:
     """Declares a key that the mesh reads once; the others are read by clients and travel in requests."""
-    return field(default=default, metadata={"mesh": True, "secret": secret}, repr=not secret)
+    return field(default=default, metadata={"mesh": True, "secret": secret, "check": check}, repr=not secret)
 
 
 @dataclass(frozen=True)
 class Mesh:
     """How the mesh is found, and how it runs."""
 
-    address: str = ""
+    address: str = _client("", _address)
     """Client: where the mesh is, ``host:port`` or ``unix:/path``. Empty: the embedded one, started when needed."""
     token_file: str = ""
     """Client: file that holds the token for ``address``. Empty: none is sent."""
@@ -39,7 +78,7 @@ class Mesh:
     """Folders below which users may mount; the default allows whatever the mesh's user can read."""
     grace: float = _mesh(10.0)
     """Seconds that calls in flight have when a server stops."""
-    log_level: str = _mesh("INFO")
+    log_level: str = _mesh("INFO", check=_level)
     """Least level that the mesh's own log keeps: DEBUG, INFO, WARN, ERROR."""
     log_max_bytes: int = _mesh(16 << 20)
     """Size in bytes at which the mesh's log is rotated; one older file is kept."""
@@ -121,7 +160,7 @@ class FileStore:
 
     native: bool = _mesh(True)
     """Whether Noronha runs it itself."""
-    type: str = _mesh("artif")
+    type: str = _mesh("artif", check=_one_of("artif", "nexus", "s3"))
     """``artif``, ``nexus`` or ``s3``."""
     host: str = _mesh("localhost")
     """Host name or address."""
@@ -207,7 +246,7 @@ class Nfs:
 class ContainerManager:
     """Where tasks run."""
 
-    type: str = _mesh("local")
+    type: str = _mesh("local", check=_one_of("local", "swarm", "kube"))
     """``local``, ``swarm`` or ``kube``."""
     api_timeout: float | None = _mesh(None)
     """Seconds that it has to complete an action; none means 20 for swarm, 60 for kube."""
@@ -239,7 +278,7 @@ class Threads:
 class WebServer:
     """How replicas serve; a notebook can override it."""
 
-    type: str = "simple"
+    type: str = _client("simple", _one_of("simple", "gunicorn"))
     """``simple`` or ``gunicorn``."""
     enable_debug: bool = False
     """Whether the server's log is verbose."""
@@ -265,7 +304,7 @@ class Project:
 class Logger:
     """How the command logs."""
 
-    level: str = "INFO"
+    level: str = _client("INFO", _level)
     """ERROR, WARN, INFO or DEBUG."""
     pretty: bool = False
     """Whether values are printed over several lines."""
@@ -301,10 +340,15 @@ class Settings:
     docker: Docker = field(default_factory=Docker)
     container_manager: ContainerManager = field(default_factory=ContainerManager)
     web_server: WebServer = field(default_factory=WebServer)
-    written: frozenset[str] = frozenset()
-    """Keys that a file or the environment set, as ``section`` and ``section.key``."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Keys that are set, as ``section`` and ``section.key``, to where: a file, or a variable of the environment."""
     warnings: tuple[str, ...] = ()
     """What the user should know of the file, a line each."""
+
+    @property
+    def written(self) -> frozenset[str]:
+        """Keys that a file or the environment set, as ``section`` and ``section.key``."""
+        return frozenset(self.origins)
 
     @property
     def state_dir(self) -> Path:
@@ -372,6 +416,10 @@ MISPLACED = {
 """Sections that earlier documentation printed one level too high: accepted there, with a warning."""
 
 
+MISNOMERS = {"file_manager": "file_store", "database": "mongo"}
+"""What people call sections that have another name: what a mistake is told."""
+
+
 def bad(key: str, why: str) -> InvalidArgument:
     """Returns the error for a setting that cannot be."""
     return InvalidArgument(f"setting {key} {why}", reason="BAD_SETTING", violations=[(key, why)], key=key)
@@ -384,6 +432,8 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     """
     raw: dict[str, Any] = {}
     warnings: list[str] = []
+    origins: dict[str, str] = {}
+    variables: dict[str, str] = {}
     if file is not None:
         raw = _read(file)
     for name, text in (os.environ if environ is None else environ).items():
@@ -392,15 +442,15 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
             target = raw.setdefault(section.lower(), {})
             if isinstance(target, dict):
                 target[key.lower()] = _Text(text)
+                variables[f"{section.lower()}.{key.lower()}"] = name
     for section, place in MISPLACED.items():
         if section in raw:
             warnings.append(f"{section} belongs under {place}; it is used as if it stood there")
             outer, key = place.split(".")
             raw.setdefault(outer, {}).setdefault(key, raw.pop(section))
-    written: set[str] = set()
     values: dict[str, Any] = {}
     hints = get_type_hints(Settings)
-    sections = {each.name for each in dataclasses.fields(Settings)} - {"written", "warnings"}
+    sections = {each.name for each in dataclasses.fields(Settings)} - {"origins", "warnings"}
     for section, content in raw.items():
         if section not in sections:
             retired = [key for key in RETIRED if key.split(".")[0] == section]
@@ -412,10 +462,12 @@ def load(file: Path | None = None, environ: Mapping[str, str] | None = None) -> 
             continue
         if not isinstance(content, dict):
             raise bad(section, "must hold keys")
-        written.add(section)
-        written.update(f"{section}.{key}" for key in content)
+        keys = [f"{section}.{key}" for key in content]
+        elsewhere = str(file) if file is not None else "the environment"
+        origins.update((key, variables.get(key, elsewhere)) for key in keys)
+        origins[section] = elsewhere
         values[section] = _section(hints[section], content, section, warnings)
-    return Settings(**values, written=frozenset(written), warnings=tuple(warnings))
+    return Settings(**values, origins=origins, warnings=tuple(warnings))
 
 
 def client_file(directory: Path | None = None) -> Path | None:
@@ -456,12 +508,13 @@ def _read(file: Path) -> dict[str, Any]:
 def _nearest(name: str, known: set[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    close = [MISNOMERS[name]] if name in MISNOMERS else difflib.get_close_matches(name, sorted(known), 1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def _section(kind: Any, content: dict[str, Any], path: str, warnings: list[str]) -> Any:
     hints = get_type_hints(kind)
+    checks: dict[str, Check | None] = {each.name: each.metadata.get("check") for each in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
     for key, value in content.items():
         full = f"{path}.{key}"
@@ -471,6 +524,12 @@ def _section(kind: Any, content: dict[str, Any], path: str, warnings: list[str])
                 continue
             raise bad(full, f"is unknown{_nearest(str(key), set(hints))}")
         values[key] = _value(hints[key], value, full, warnings)
+        check = checks[key]
+        if check is not None:
+            try:
+                values[key] = check(values[key])
+            except ValueError as error:
+                raise bad(full, str(error)) from None
     return kind(**values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timezone
 from typing import Any
 
@@ -11,6 +12,31 @@ from noronha.client.references import last_id, to_key
 from noronha.client.words import is_lightweight, origin_word, state_word
 
 Document = dict[str, Any]
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "model": ("name", "created", "modified"),
+    "project": ("name", "models", "home_dir", "created"),
+    "build": ("proj", "tag", "revision", "task.state", "built_from", "python_version", "built_at"),
+    "dataset": ("model", "name", "revision", "stored", "size_bytes", "modified"),
+    "model_version": ("model", "name", "revision", "train", "ds", "size_bytes", "modified"),
+    "training": ("proj", "name", "task.state", "task.progress", "bvers", "movers", "created"),
+    "deployment": ("proj", "name", "state", "replicas", "ready_replicas", "revision", "movers", "created"),
+}
+"""What ``-o table`` shows of each kind: few fields, each of a few words. Everything is in ``-o json`` and ``yaml``."""
+
+
+def kind_of(message: Any) -> str:
+    """Returns the kind of a record, a key of ``COLUMNS``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", message.DESCRIPTOR.name).lower()
+
+
+def of(message: Any) -> Document:
+    """Returns the document of a record of any kind."""
+    kinds = {
+        "model": model, "project": project, "build": build, "dataset": dataset, "model_version": model_version,
+        "training": training, "deployment": deployment,
+    }  # fmt: skip
+    return kinds[kind_of(message)](message)
 
 
 def _time(message: Any, field: str) -> datetime | None:
@@ -225,4 +251,17 @@ def deployment(message: Any) -> Document:
         "labels": dict(message.labels),
         "created": _time(message, "create_time"),
         "modified": _time(message, "update_time"),
+    }
+
+
+def replica(message: Any) -> Document:
+    """Returns a replica of a deployment."""
+    return {
+        "name": last_id(message.name),
+        "revision": message.revision,
+        "state": message.State.Name(message.state),
+        "endpoint": f"{message.host}:{message.port}" if message.port else "",
+        "restarts": message.restarts,
+        "error": message.error.message,
+        "created": _time(message, "create_time"),
     }

@@ -17,8 +17,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from noronha.cli.target import Target
+    from noronha.rpc.errors import NoronhaError
+
 DECLINED = 1
 USAGE = 2
+DISK_FULL = 8
 UNEXPECTED = 1
 INTERRUPTED = 130
 
@@ -59,3 +68,73 @@ def exit_code(error: Exception) -> int:
 def one_line(text: str) -> str:
     """Returns a text with its line breaks and runs of blanks made single blanks."""
     return " ".join(str(text).split())
+
+
+def tell(error: Exception, target: Target) -> int:
+    """Says on standard error, in one line, what went wrong; returns the exit code.
+
+    Work that failed has a record all the same: machines get it on standard output.
+    """
+    from noronha.rpc.errors import NoronhaError
+
+    if isinstance(error, Declined):
+        click.echo("Aborting...", err=True)
+        return DECLINED
+    if isinstance(error, click.exceptions.Abort):
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return USAGE
+    if isinstance(error, click.ClickException):
+        line = one_line(error.format_message()).rstrip(".")
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            line += f"{' See' if line.endswith('?') else '; see'} '{context.command_path} --help'"
+        _say(line, "USAGE")
+        return error.exit_code
+    if target.debug:
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__)
+    if isinstance(error, NoronhaError):
+        from noronha.cli import wording
+
+        record = getattr(error, "record", None)
+        if record is not None and target.output != "text":
+            target.show(record)
+        _say(one_line(_unanswered(error, target) or wording.in_words(error)), error.reason)
+        return exit_code(error)
+    if isinstance(error, OSError):
+        import errno
+
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _say(f"{where}{error.strerror or error}", "NO_SPACE" if full else "FILE_UNUSABLE")
+        return DISK_FULL if full else USAGE
+    _say(f"{type(error).__name__}: {one_line(str(error))}; run again with -d for details", "UNEXPECTED")
+    return UNEXPECTED
+
+
+def _unanswered(error: NoronhaError, target: Target) -> str | None:
+    """Returns a line that people understand for a channel that found nobody; None for other errors."""
+    from noronha.rpc.errors import Unavailable
+
+    if not isinstance(error, Unavailable) or error.reason != Unavailable.default_reason or error.metadata:
+        return None
+    mesh = target.__dict__.get("mesh")
+    if mesh is None:
+        return None
+    why = error.message.rpartition(": ")[2].rstrip(" ]")
+    settings = target.settings
+    if not settings.mesh.address:
+        return f"the mesh at {mesh.address} does not answer: {why}; 'nha mesh logs' may say why"
+    origin = settings.origins["mesh.address"]
+    return (
+        f"no mesh answers at {settings.mesh.address}: {why}; mesh.address, set in {origin}, says that it is there: "
+        "start one there, or unset it to use one of your own"
+    )
+
+
+def _say(line: str, reason: str) -> None:
+    click.echo(f"{click.style('Error:', fg='red')} {line} [{reason}]", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from noronha.cli import output
@@ -14,17 +15,16 @@ class Kind(NamedTuple):
     title: str
     method: str
     field: str
-    document: str
 
 
 KINDS = {
-    "model": Kind("Model Record", "ListModels", "models", "model"),
-    "project": Kind("Project", "ListProjects", "projects", "project"),
-    "build": Kind("Build Version", "ListBuilds", "builds", "build"),
-    "dataset": Kind("Dataset", "ListDatasets", "datasets", "dataset"),
-    "training": Kind("Training Execution", "ListTrainings", "trainings", "training"),
-    "model_version": Kind("Model Version", "ListModelVersions", "model_versions", "model_version"),
-    "deployment": Kind("Deployment", "ListDeployments", "deployments", "deployment"),
+    "model": Kind("Model Record", "ListModels", "models"),
+    "project": Kind("Project", "ListProjects", "projects"),
+    "build": Kind("Build Version", "ListBuilds", "builds"),
+    "dataset": Kind("Dataset", "ListDatasets", "datasets"),
+    "training": Kind("Training Execution", "ListTrainings", "trainings"),
+    "model_version": Kind("Model Version", "ListModelVersions", "model_versions"),
+    "deployment": Kind("Deployment", "ListDeployments", "deployments"),
 }
 """Titles are those that scripts know."""
 
@@ -53,15 +53,16 @@ def run(
     if not whole:
         request.read_mask.paths.append("name")
     records = every(getattr(target.mesh.metadata, chosen.method), request, chosen.field, limit=limit)
+    columns: Sequence[str] = ()
     if whole:
         from noronha.cli import documents
 
-        to_document = getattr(documents, chosen.document)
-        shown = ((to_key(each.name), to_document(each)) for each in records)
+        shown = ((to_key(each.name), documents.of(each)) for each in records)
+        columns = documents.COLUMNS[kind]
     else:
         shown = ((to_key(each.name), {}) for each in records)
     try:
-        output.show_list(shown, chosen.title, target.output, expand=expand, pretty=target.pretty)
+        output.show_list(shown, chosen.title, target.output, expand=expand, pretty=target.pretty, columns=columns)
     except InvalidArgument as error:
         if not query:
             raise

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from noronha.cli import failures
-from noronha.cli.failures import Declined, one_line
-from noronha.cli.options import Leaf, output_option
+from noronha.cli.options import Leaf, Resolved, output_option, resolve
 from noronha.cli.target import Target, pass_target
 
 SUBJECTS = {
@@ -25,6 +24,9 @@ SUBJECTS = {
 }
 """Subjects with the line that ``nha --help`` shows, so that it need not load them."""
 
+LATER = {"note": "notebook sessions", "isle": "islands", "tchest": "treasure chests"}
+"""Subjects of Noronha 1.6 that this version does not have yet."""
+
 
 class Root(click.Group):
     """The command itself; it knows its subjects by name."""
@@ -38,6 +40,14 @@ class Root(click.Group):
             return command
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Resolved:
+        given = args[0]
+        if given in LATER:
+            from noronha.rpc.errors import Unimplemented
+
+            raise Unimplemented(f"this version of Noronha has no {LATER[given]} yet", reason="NOT_IMPLEMENTED")
+        return resolve(self, ctx, args, super().resolve_command)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = list(SUBJECTS.items())
         rows += [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
@@ -45,13 +55,19 @@ class Root(click.Group):
             formatter.write_dl(rows)
 
 
+SKIP = (
+    "Skip questions: answer yes, also where something is overwritten or removed. Only whether the current directory is "
+    "a new project's home is answered with no."
+)
+
+
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("-s", "--skip-questions", is_flag=True, help="Skip questions: answer them as is safe for scripts.")
+@click.option("-s", "--skip-questions", is_flag=True, help=SKIP)
 @click.option(
     "-l", "--log-level", type=click.Choice(["DEBUG", "INFO", "WARN", "ERROR"], case_sensitive=False),
     help="Level of log verbosity (default: logger.level, which is INFO).",
 )  # fmt: skip
-@click.option("-d", "--debug", is_flag=True, help="Set log level to DEBUG and show tracebacks.")
+@click.option("-d", "--debug", is_flag=True, help="Set log level to DEBUG, which shows each call, and show tracebacks.")
 @click.option("-p", "--pretty", is_flag=True, help="Less compact, more readable output.")
 @click.option("-b", "--background", is_flag=True, help="Run in background, only log to files.")
 @click.pass_context
@@ -81,12 +97,10 @@ def version(target: Target) -> None:
     from importlib import metadata
 
     found = metadata.version("noronha-dataops")
-    if target.output in ("json", "yaml"):
-        from noronha.cli import output
-
-        output.show({"version": found}, found, target.output, pretty=target.pretty)
+    if target.output == "text":
+        click.echo(f"Noronha Dataops v{found}")
     else:
-        click.echo(found if target.output == "name" else f"Noronha Dataops v{found}")
+        target.present({"version": found}, found)
 
 
 @root.command("get-me-started", cls=Leaf)
@@ -114,59 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = root.main(args=arguments, obj=target, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except Exception as error:
-        return _fail(error, target)
-
-
-def _fail(error: Exception, target: Target) -> int:
-    """Says on standard error, in one line, what went wrong; returns the exit code."""
-    from noronha.rpc.errors import NoronhaError
-
-    if isinstance(error, Declined):
-        click.echo("Aborting...", err=True)
-        return failures.DECLINED
-    if isinstance(error, click.exceptions.Abort):
-        click.echo("Interrupted.", err=True)
-        return failures.INTERRUPTED
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        error.show()
-        return failures.USAGE
-    if isinstance(error, click.ClickException):
-        hint = ""
-        context = getattr(error, "ctx", None)
-        if context is not None:
-            hint = f"; see '{context.command_path} --help'"
-        _say(f"{one_line(error.format_message()).rstrip('.')}{hint}", "USAGE")
-        return error.exit_code
-    if target.debug:
-        import traceback
-
-        traceback.print_exception(type(error), error, error.__traceback__)
-    if isinstance(error, NoronhaError):
-        _say(one_line(_unanswered(error, target) or error.message), error.reason)
-        return failures.exit_code(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}", type(error).__name__.upper())
-        return failures.UNEXPECTED
-    _say(f"{type(error).__name__}: {one_line(str(error))}; run again with -d for details", "UNEXPECTED")
-    return failures.UNEXPECTED
-
-
-def _unanswered(error: Exception, target: Target) -> str | None:
-    """Returns a line that people understand for a channel that found nobody; None for other errors."""
-    from noronha.rpc.errors import Unavailable
-
-    if not isinstance(error, Unavailable) or error.reason != Unavailable.default_reason or error.metadata:
-        return None
-    mesh = target.__dict__.get("mesh")
-    if mesh is None:
-        return None
-    why = error.message.rpartition(": ")[2]
-    return f"the mesh at {mesh.address} does not answer: {why}; 'nha mesh status' says how it stands"
-
-
-def _say(line: str, reason: str) -> None:
-    click.echo(f"{click.style('Error:', fg='red')} {line} [{reason}]", err=True)
+        return failures.tell(error, target)
 
 
 def entry() -> Any:

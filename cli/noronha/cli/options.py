@@ -35,10 +35,33 @@ class Leaf(click.Command):
         self.params.append(output_option())
 
 
+Resolved = tuple["str | None", "click.Command | None", list[str]]
+
+
+def resolve(
+    group: click.Group, context: click.Context, arguments: list[str], found: Callable[..., Resolved]
+) -> Resolved:
+    """Returns what ``found`` makes of the arguments; for a command that is not there, the error names the nearest."""
+    try:
+        return found(context, arguments)
+    except click.UsageError as error:
+        import difflib
+
+        given = arguments[0]
+        if given.startswith("-"):
+            raise
+        near = difflib.get_close_matches(given, group.list_commands(context), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise click.UsageError(f"no such command {given!r}{hint}", error.ctx) from None
+
+
 class Subject(click.Group):
     """A subject with its commands."""
 
     command_class = Leaf
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Resolved:
+        return resolve(self, ctx, args, super().resolve_command)
 
 
 class JsonText(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -70,6 +93,12 @@ class JsonText(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if not isinstance(found, dict):
             self.fail(f'{_short(text)} is not a JSON object such as {{"key": "value"}}', param, ctx)
         return text
+
+
+class Number(click.IntRange):
+    """A whole number within bounds."""
+
+    name = "whole number"
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -106,6 +135,29 @@ def _short(value: Any) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
+class Name(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """The name of something, or a tag: refused before anything else is said when it breaks the grammar."""
+
+    name = "TEXT"
+
+    def __init__(self, *, tag: bool = False, revisions: bool = False) -> None:
+        self._tag = tag
+        self._revisions = revisions
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from noronha.rpc import names
+
+        text = str(value)
+        own = text.partition("@")[0] if self._revisions else text
+        option = max(param.opts, key=len) if param is not None else "name"
+        (names.check_tag if self._tag else names.check_id)(own, option)
+        return text
+
+
+NAME = Name()
+REVISION = Name(revisions=True)
+"""A name that may end in ``@n``, one revision."""
+TAG = Name(tag=True, revisions=True)
 JSON = JsonText()
 KEY_VALUE = KeyValue()
 MOUNT = MountText()
@@ -127,7 +179,7 @@ def listing() -> Callable[[Command], Command]:
     return stack(
         click.option("-f", "--filter", "query", type=JSON, help="Query in MongoDB's JSON syntax."),
         click.option("-e", "--expand", is_flag=True, help="Show each record's fields."),
-        click.option("--limit", type=click.IntRange(min=1), help="Show at most this many records."),
+        click.option("--limit", type=Number(min=1), help="Show at most this many records."),
         click.option(
             "--order-by", metavar="FIELD",
             help="Order by name, create_time or update_time; add ' desc' for the reverse (default: name).",
@@ -137,12 +189,12 @@ def listing() -> Callable[[Command], Command]:
 
 def project(text: str = "Name of the project (default: current working project).") -> Callable[[Command], Command]:
     """``--proj``."""
-    return click.option("--proj", help=text)
+    return click.option("--proj", type=NAME, help=text)
 
 
 def tag(text: str) -> Callable[[Command], Command]:
     """``-t/--tag``."""
-    return click.option("-t", "--tag", default="latest", show_default=True, help=text)
+    return click.option("-t", "--tag", type=TAG, default="latest", show_default=True, help=text)
 
 
 environment = click.option(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -20,8 +20,12 @@ FORMATS = ("text", "json", "yaml", "table", "name")
 Document = dict[str, Any]
 
 
-def show(document: Document, key: str, output: str, *, pretty: bool = False) -> None:
-    """Shows one record. ``key`` is how people write its name."""
+DEBUG = 10
+"""Level at which calls to the mesh are shown."""
+
+
+def show(document: Document, key: str, output: str, *, pretty: bool = False, columns: Sequence[str] = ()) -> None:
+    """Shows one record. ``key`` is how people write its name, ``columns`` what a table shows of it."""
     if output == "json":
         click.echo(to_json(document, pretty))
     elif output == "yaml":
@@ -29,15 +33,21 @@ def show(document: Document, key: str, output: str, *, pretty: bool = False) -> 
     elif output == "name":
         click.echo(key)
     elif output == "table":
-        table([document])
+        table([document], columns)
     else:
         click.echo("---\n" + to_text(document), nl=False)
 
 
 def show_list(
-    records: Iterable[tuple[str, Document]], title: str, output: str, *, expand: bool = False, pretty: bool = False
+    records: Iterable[tuple[str, Document]],
+    title: str,
+    output: str,
+    *,
+    expand: bool = False,
+    pretty: bool = False,
+    columns: Sequence[str] = (),
 ) -> None:
-    """Shows records as they come, each with how people write its name."""
+    """Shows records as they come, each with how people write its name; ``columns`` are those of a table."""
     if output == "json":
         click.echo(to_json([document for _, document in records], pretty))
     elif output == "yaml":
@@ -47,7 +57,7 @@ def show_list(
         for key, _ in records:
             click.echo(key)
     elif output == "table":
-        table(document for _, document in records)
+        table((document for _, document in records), columns)
     else:
         _text_list(records, title, expand, pretty)
 
@@ -65,30 +75,27 @@ def _text_list(records: Iterable[tuple[str, Document]], title: str, expand: bool
         click.echo(f"No {title}(s) found")
 
 
-def table(documents: Iterable[Document]) -> None:
-    """Prints columns: the scalar fields that any of the documents has, and where its work stands."""
-    flat = [_flat(document) for document in documents]
-    columns = [
+def table(documents: Iterable[Document], columns: Sequence[str] = ()) -> None:
+    """Prints one line for each document under a heading: ``columns``, such as ``name`` or ``task.state``; without them
+    every field of the documents that is neither a list nor a mapping."""
+    found = list(documents)
+    chosen = columns or [
         key
-        for key in dict.fromkeys(key for document in flat for key in document)
-        if any(_cell(document.get(key)) for document in flat)
+        for key in dict.fromkeys(key for document in found for key in document)
+        if not any(isinstance(document.get(key), dict | list) for document in found)
     ]
-    rows = [[column.upper() for column in columns]]
-    rows += [[_cell(document.get(column)) for column in columns] for document in flat]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    rows = [[column.rpartition(".")[2].upper() for column in chosen]]
+    rows += [[_cell(_field(document, column)) for column in chosen] for document in found]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(chosen))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _flat(document: Document) -> Document:
-    """Returns a document without nested mappings; of a task its state, progress and reason stay."""
-    found: Document = {}
-    for key, value in document.items():
-        if key == "task":
-            found.update({name: value[name] for name in ("state", "progress", "reason") if name in value})
-        elif not isinstance(value, dict):
-            found[key] = value
-    return found
+def _field(document: Document, column: str) -> Any:
+    value: Any = document
+    for key in column.split("."):
+        value = value[key]
+    return value
 
 
 def _cell(value: Any) -> str:
@@ -99,7 +106,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return _local(value)
     if isinstance(value, list):
-        return ",".join(str(each.get("name", "")) if isinstance(each, dict) else str(each) for each in value)
+        return ",".join(str(each) for each in value)
     return " ".join(str(value).split())
 
 
@@ -193,6 +200,20 @@ class Voice:
     def warn(self, line: str) -> None:
         """Says what the user should know."""
         self._say(30, line, "yellow", "Warning: ")
+
+
+def show_calls(voice: Voice) -> None:
+    """Shows a line for every call that this process makes to a mesh."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            voice.debug(record.getMessage())
+
+    log = logging.getLogger("noronha.rpc")
+    log.handlers[:] = [Handler()]
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
 
 
 class Progress:

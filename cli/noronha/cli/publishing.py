@@ -29,7 +29,7 @@ def overwrite(target: Target, what: str) -> Callable[[Any], bool]:
     """Returns the question whether an existing record is to be replaced; "no" raises Declined."""
 
     def asked(existing: Any) -> bool:
-        target.voice.warn(f"{what} exists")
+        target.voice.warn(f"{what} exists; overwriting publishes revision {existing.revision + 1}, earlier ones stay")
         if not target.ask("Would you like to overwrite it?"):
             raise Declined
         return True

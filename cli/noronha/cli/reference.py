@@ -14,11 +14,14 @@ HEAD = """\
 
 The `nha` command (also `noronha`), for people and scripts at a terminal: it parses, calls `noronha.client`, and shows.
 
-- `main.py` holds the global options and the one place for errors; `subjects/` holds one file for each subject, loaded
-  when used; `output.py` and `documents.py` say how records look; `filters.py` holds the table that turns the field
-  paths of Noronha 1.6 in `--filter` into the contract's.
+- `main.py` holds the global options, `failures.py` the one place for errors, `wording.py` their words; `subjects/` has
+  one file for each subject, loaded when used; `output.py` and `documents.py` say how records look; `filters.py` holds
+  the table that turns the field paths of Noronha 1.6 in `--filter` into the contract's.
 - Results go to standard output, everything said on the way to standard error. The text is the same on a terminal and in
-  a pipe; machines use `-o json|yaml|table|name`, before the subject or after the command.
+  a pipe; machines use `-o json|yaml|table|name`, before the subject or after the command. With it, the log of work that
+  is shown live goes to standard error as well, and of work that failed the record is still shown before the error.
+- `-o table` shows few columns, chosen in `documents.py`; everything is in `-o json` and `-o yaml`.
+- The `logs` commands and `train notebook --path -` write plain bytes, whatever `-o` says.
 - The command starts fast because nothing but `click` is imported before it is needed; a test says so.
 
 The reference below is written by `python -m noronha.cli.reference > cli/README.md`; a test holds it to the commands.
@@ -60,7 +63,7 @@ def _describe(command: click.Command) -> str:
     rows = [
         f"| `{_usage(option)}` | {_meaning(option)} |"
         for option in command.params
-        if isinstance(option, click.Option) and "--output" not in option.opts
+        if isinstance(option, click.Option) and (command is root or "--output" not in option.opts)
     ]
     if rows:
         text += "| option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n\n"

@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
-from noronha.cli import output
 from noronha.cli.target import Target
 
 
 def report(target: Target, removed: dict[str, Any], key: str) -> None:
     """Shows what was removed: a document for machines, ``Removed …`` lines for people."""
     if target.output != "text":
-        output.show(removed, key, target.output, pretty=target.pretty)
+        target.present(removed, key)
         return
     for label, value in removed.items():
         if value not in ([], ""):

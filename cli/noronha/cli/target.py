@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from noronha.cli import output
 from noronha.cli.failures import Declined
 from noronha.cli.output import Voice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from noronha.client.configuration import Configuration
     from noronha.client.connect import Mesh
     from noronha.rpc.settings import Settings
@@ -60,11 +63,24 @@ class Target:
         """The connection to the mesh; an embedded one is started when it does not answer."""
         from noronha.client.connect import connect
 
+        if self.voice.level <= output.DEBUG:
+            output.show_calls(self.voice)
         mesh = connect(self.configuration, start=self.may_start, notice=self.voice.warn)
         context = click.get_current_context(silent=True)
         if context is not None:
             context.find_root().call_on_close(mesh.close)
         return mesh
+
+    def show(self, record: Any) -> None:
+        """Shows a record of the contract."""
+        from noronha.cli import documents
+        from noronha.client.references import to_key
+
+        self.present(documents.of(record), to_key(record.name), documents.COLUMNS[documents.kind_of(record)])
+
+    def present(self, document: dict[str, Any], key: str, columns: Sequence[str] = ()) -> None:
+        """Shows a document; ``key`` is how people write its name, ``columns`` what a table shows of it."""
+        output.show(document, key, self.output, pretty=self.pretty, columns=columns)
 
     def project(self, named: str | None) -> project_pb2.Project:
         """Returns the working project. Raises as ``noronha.client.working.working_project``."""

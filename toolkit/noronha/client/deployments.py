@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from noronha.client.follow import Change, Following
+from noronha.client.listing import every
 from noronha.client.references import to_key
 from noronha.client.work import WorkFailed, state_of
 from noronha.rpc.errors import NotFound
 
 if TYPE_CHECKING:
     from noronha.client.connect import Mesh
-    from noronha.v1 import deployment_pb2, health_check_pb2, mount_pb2, resources_pb2, web_server_pb2
+    from noronha.v1 import deployment_pb2, health_check_pb2, mount_pb2, replica_pb2, resources_pb2, web_server_pb2
 
 
 def specify(
@@ -97,6 +98,13 @@ def find(mesh: Mesh, name: str) -> deployment_pb2.Deployment | None:
         return None
 
 
+def replicas(mesh: Mesh, name: str) -> Iterator[replica_pb2.Replica]:
+    """Yields the replicas of a deployment, those of all its revisions."""
+    from noronha.v1 import metadata_pb2
+
+    return every(mesh.metadata.ListReplicas, metadata_pb2.ListReplicasRequest(parent=name), "replicas")
+
+
 def settled(deployment: deployment_pb2.Deployment, generation: int) -> bool:
     """Says whether what was wanted as of ``generation`` has come to an end, good or bad."""
     status = deployment.status
@@ -144,6 +152,7 @@ def check(deployment: deployment_pb2.Deployment) -> deployment_pb2.Deployment:
             still = f"; revision {status.serving_revision} goes on serving"
         raise WorkFailed(
             f"deployment {to_key(deployment.name)} {'failed' if state == 'FAILED' else 'is degraded'}: {why}{still}",
+            record=deployment,
             reason=status.reason or None,
         )
     return deployment

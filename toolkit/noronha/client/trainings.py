@@ -72,12 +72,17 @@ def cancel(mesh: Mesh, name: str) -> training_pb2.Training:
     return mesh.runner.CancelTraining(runner_pb2.CancelTrainingRequest(name=name))
 
 
-def find(mesh: Mesh, name: str) -> training_pb2.Training | None:
-    """Returns a training, None when there is none of that name."""
+def get(mesh: Mesh, name: str) -> training_pb2.Training:
+    """Returns a training. Raises NotFound."""
     from noronha.v1 import metadata_pb2
 
+    return mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=name))
+
+
+def find(mesh: Mesh, name: str) -> training_pb2.Training | None:
+    """Returns a training, None when there is none of that name."""
     try:
-        return mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=name))
+        return get(mesh, name)
     except NotFound:
         return None
 
@@ -88,9 +93,8 @@ def executed_notebook(mesh: Mesh, name: str) -> Iterator[bytes]:
     Raises NotFound, also ``NOT_EXECUTED`` for a training that has not come that far.
     """
     from noronha.client import transfer
-    from noronha.v1 import metadata_pb2
 
-    training = mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=name))
+    training = get(mesh, name)
     if not training.executed_notebook.digest:
         raise NotFound(f"{to_key(name)} has no executed notebook yet; it is kept when it ends", reason="NOT_EXECUTED")
     yield from transfer.read(mesh.store, training.executed_notebook)

@@ -12,13 +12,21 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 Record = TypeVar("Record")
 
 
-class WorkFailed(NoronhaError):
+class WorkEnded(NoronhaError):
+    """A piece of work did not end as it was meant to; ``record`` is what is known of it."""
+
+    def __init__(self, message: str, *, record: Any = None, reason: str | None = None, **more: Any) -> None:
+        super().__init__(message, reason=reason, **more)
+        self.record = record
+
+
+class WorkFailed(WorkEnded):
     """A training, a build or a deployment ended badly; reason and line are those of its record."""
 
     code, default_reason = 9, "WORK_FAILED"
 
 
-class WorkCancelled(NoronhaError):
+class WorkCancelled(WorkEnded):
     """A training or a build ended because somebody asked for it."""
 
     code, default_reason = 1, "WORK_CANCELLED"
@@ -40,7 +48,8 @@ def check(record: Record, what: str) -> Record:
     status = record.status  # type: ignore[attr-defined]
     state = state_of(record)
     if state == "FAILED":
-        raise WorkFailed(f"{what} failed: {status.error.message or 'no reason was told'}", reason=status.reason or None)
+        why = status.error.message or "no reason was told"
+        raise WorkFailed(f"{what} failed: {why}", record=record, reason=status.reason or None)
     if state == "CANCELLED":
-        raise WorkCancelled(f"{what} was cancelled", reason=status.reason or None)
+        raise WorkCancelled(f"{what} was cancelled", record=record, reason=status.reason or None)
     return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from noronha.cli import options, output
+from noronha.cli import options
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -20,12 +20,9 @@ def subject() -> None:
 @pass_target
 def info(target: Target, proj: str | None, tag: str) -> None:
     """Information about a build version."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key
     from noronha.v1 import metadata_pb2
 
-    found = target.mesh.metadata.GetBuild(metadata_pb2.GetBuildRequest(name=target.within("build", proj, tag)))
-    output.show(documents.build(found), to_key(found.name), target.output, pretty=target.pretty)
+    target.show(target.mesh.metadata.GetBuild(metadata_pb2.GetBuildRequest(name=target.within("build", proj, tag))))
 
 
 @subject.command("list")

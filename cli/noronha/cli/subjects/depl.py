@@ -16,7 +16,7 @@ def subject() -> None:
     """Deployments: replicated prediction services."""
 
 
-name = click.option("-n", "--name", required=True, help="Name of the deployment.")
+name = click.option("-n", "--name", type=options.NAME, required=True, help="Name of the deployment.")
 proj = options.project("Name of the project responsible for this deployment (default: current working project).")
 
 
@@ -29,13 +29,17 @@ def _full(target: Target, proj: str | None, name: str) -> str:
 @proj
 @pass_target
 def info(target: Target, name: str, proj: str | None) -> None:
-    """Information about a deployment."""
+    """Information about a deployment and its replicas."""
     from noronha.cli import documents
+    from noronha.client import deployments
     from noronha.client.references import to_key
     from noronha.v1 import metadata_pb2
 
-    found = target.mesh.metadata.GetDeployment(metadata_pb2.GetDeploymentRequest(name=_full(target, proj, name)))
-    output.show(documents.deployment(found), to_key(found.name), target.output, pretty=target.pretty)
+    full = _full(target, proj, name)
+    found = target.mesh.metadata.GetDeployment(metadata_pb2.GetDeploymentRequest(name=full))
+    document = documents.deployment(found)
+    document["replica_list"] = [documents.replica(each) for each in deployments.replicas(target.mesh, full)]
+    target.present(document, to_key(full), documents.COLUMNS["deployment"])
 
 
 @subject.command("list")
@@ -72,11 +76,12 @@ def rm(target: Target, name: str, proj: str | None) -> None:
 @name
 @proj
 @click.option("-f", "--follow", is_flag=True, help="Go on until the deployment is removed.")
-@click.option("--replica", default="", help="Only what this replica wrote.")
-@click.option("--tail", "lines", type=click.IntRange(min=1), help="Start with about this many of the last lines.")
+@click.option("--replica", default="", help="Only what this replica wrote; 'nha depl info' names them.")
+@click.option("--tail", "lines", type=options.Number(min=1), help="Start with about this many of the last lines.")
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str, lines: int | None) -> None:
     """Show what the replicas of a deployment wrote, each line with its replica unless --replica chooses one."""
+    from noronha.cli import wording
     from noronha.cli.live import going_on, print_following, print_log
     from noronha.client import deployments
     from noronha.client.references import last_id, to_key
@@ -90,11 +95,11 @@ def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str
         with going_on(f"deployment {to_key(full)}", f"nha depl logs -f --name {last_id(full)}"):
             print_following(deployments.follow(target.mesh, full, replica=replica, lines=lines or 0), label=not replica)
     except NotFound as error:
-        target.voice.info(error.message)
+        target.voice.info(wording.in_words(error))
 
 
 @subject.command()
-@click.option("--name", help="Name of the deployment (defaults to a random name).")
+@click.option("--name", type=options.NAME, help="Name of the deployment (defaults to a random name).")
 @proj
 @click.option(
     "--notebook", "--nb", "notebook", default="predict", show_default=True,
@@ -103,10 +108,10 @@ def logs(target: Target, name: str, proj: str | None, follow: bool, replica: str
 @click.option("--params", type=options.JSON, help="JSON with parameters to be injected in the notebook.")
 @options.tag("Tag of the project's build version that the deployment runs on.")
 @click.option(
-    "-n", "--n-tasks", "replicas", type=click.IntRange(0, 1000), default=1, show_default=True,
+    "-n", "--n-tasks", "replicas", type=options.Number(0, 1000), default=1, show_default=True,
     help="Number of tasks for deployment replication.",
 )  # fmt: skip
-@click.option("--port", type=click.IntRange(1, 65535), help="Host port to be routed to the inference service.")
+@click.option("--port", type=options.Number(1, 65535), help="Host port to be routed to the inference service.")
 @options.environment
 @options.mounts
 @click.option(
@@ -134,7 +139,7 @@ def new(
 
     Ctrl-C stops the waiting, not the deployment. Exits with 9 when its replicas fail.
     """
-    from noronha.cli import documents, tasks
+    from noronha.cli import tasks
     from noronha.client import deployments
     from noronha.client.references import last_id, to_key, to_name, within
     from noronha.client.resources import health_check, resources, web_server
@@ -167,7 +172,7 @@ def new(
         target.voice.warn(f"Deployment is anonymous. Using random name: {last_id(made.name)}")
     made = _await(target, made, key)
     _tell(target, made, owner)
-    output.show(documents.deployment(made), key, target.output, pretty=target.pretty)
+    target.show(made)
 
 
 def _await(target: Target, made: Any, key: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from noronha.cli import options, output
+from noronha.cli import options
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -16,8 +16,12 @@ def subject() -> None:
     """Datasets: files that a model is trained with."""
 
 
-model = click.option("-m", "--model", required=True, help="Name of the model to which this dataset belongs.")
-name = click.option("-n", "--name", required=True, help="Name of the dataset; with @n for one revision.")
+model = click.option(
+    "-m", "--model", type=options.NAME, required=True, help="Name of the model to which this dataset belongs."
+)
+name = click.option(
+    "-n", "--name", type=options.REVISION, required=True, help="Name of the dataset; with @n for one revision."
+)
 
 
 @subject.command()
@@ -26,17 +30,16 @@ name = click.option("-n", "--name", required=True, help="Name of the dataset; wi
 @pass_target
 def info(target: Target, model: str, name: str) -> None:
     """Information about a dataset."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key, to_name
+    from noronha.client.references import to_name
     from noronha.v1 import metadata_pb2
 
     request = metadata_pb2.GetDatasetRequest(name=to_name("dataset", f"{model}:{name}"))
     found = target.mesh.metadata.GetDataset(request)
-    output.show(documents.dataset(found), to_key(found.name), target.output, pretty=target.pretty)
+    target.show(found)
 
 
 @subject.command("list")
-@click.option("-m", "--model", help="Only datasets that belong to this model will be listed.")
+@click.option("-m", "--model", type=options.NAME, help="Only datasets that belong to this model will be listed.")
 @options.listing()
 @pass_target
 def list_(
@@ -68,13 +71,17 @@ def rm(target: Target, model: str, name: str) -> None:
     removed = {
         "name": name, "model": model, "record": "removed", "files": "purged" if found.stored else "not_stored",
     }  # fmt: skip
-    output.show(removed, f"{model}:{name}", target.output, pretty=target.pretty)
+    target.present(removed, f"{model}:{name}")
 
 
 @subject.command()
-@click.option("-n", "--name", help="Name of the dataset (defaults to a random name).")
+@click.option("-n", "--name", type=options.NAME, help="Name of the dataset (defaults to a random name).")
 @click.option(
-    "-m", "--model", required=True, help="The model to which this dataset belongs (further info: nha model --help)."
+    "-m",
+    "--model",
+    type=options.NAME,
+    required=True,
+    help="The model to which this dataset belongs (further info: nha model --help).",
 )
 @click.option("-d", "--details", type=options.JSON, help="JSON with any details related to the dataset.")
 @click.option(
@@ -96,7 +103,7 @@ def new(
     lightweight: bool,
 ) -> None:
     """Add a new dataset."""
-    from noronha.cli import documents, publishing
+    from noronha.cli import publishing
     from noronha.client import publish
     from noronha.client.references import to_key
 
@@ -108,13 +115,17 @@ def new(
         )  # fmt: skip
     if name is None:
         target.voice.warn(f"Dataset is anonymous. Using random name: {to_key(made.name).partition(':')[2]}")
-    output.show(documents.dataset(made), to_key(made.name), target.output, pretty=target.pretty)
+    target.show(made)
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the dataset you want to update.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the dataset you want to update.")
 @click.option(
-    "-m", "--model", required=True, help="The model to which this dataset belongs (further info: nha model --help)."
+    "-m",
+    "--model",
+    type=options.NAME,
+    required=True,
+    help="The model to which this dataset belongs (further info: nha model --help).",
 )
 @click.option("-d", "--details", type=options.JSON, help="JSON with details related to the dataset.")
 @click.option(
@@ -125,9 +136,8 @@ def new(
 @pass_target
 def update(target: Target, name: str, model: str, details: str | None, path: Path | None, compress: bool) -> None:
     """Update a dataset's details or files, as a new revision; what is not given stays."""
-    from noronha.cli import documents, publishing
+    from noronha.cli import publishing
     from noronha.client import publish
-    from noronha.client.references import to_key
 
     if details is None and path is None:
         raise click.UsageError("nothing to update; give --details or --path")
@@ -136,4 +146,4 @@ def update(target: Target, name: str, model: str, details: str | None, path: Pat
         made = publish.update_dataset(
             target.mesh, model, name, files, details_json=details, notice=target.voice.info, progress=progress
         )
-    output.show(documents.dataset(made), to_key(made.name), target.output, pretty=target.pretty)
+    target.show(made)

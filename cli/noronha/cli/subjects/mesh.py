@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from noronha.cli import output
-from noronha.cli.options import Subject
+from noronha.cli.options import Number, Subject
 from noronha.cli.target import Target, pass_target
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def _document(info: mesh_pb2.MeshInfo, address: str, router: str) -> dict[str, A
 def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
     """Shows what a mesh tells of itself."""
     document = _document(info, target.mesh.address, target.mesh.router_address())
-    output.show(document, info.mesh_id, target.output, pretty=target.pretty)
+    target.present(document, info.mesh_id)
 
 
 @subject.command()
@@ -73,7 +72,8 @@ def down(target: Target, stop_tasks: bool) -> None:
     """Stop the mesh.
 
     Trainings and deployments go on unless --stop-tasks is given; the next command finds them again. With
-    --stop-tasks they are stopped also when the mesh itself is down already.
+    --stop-tasks they are stopped also when the embedded mesh itself is down already; a mesh at mesh.address has to run
+    for that.
     """
     from noronha.client.mesh import stop_mesh
     from noronha.rpc.errors import Unavailable
@@ -92,10 +92,10 @@ def down(target: Target, stop_tasks: bool) -> None:
 
 
 def _say_down(target: Target, line: str) -> None:
-    if target.output in ("json", "yaml"):
-        output.show({"mesh": "down"}, "", target.output, pretty=target.pretty)
-    elif target.output == "text":
+    if target.output == "text":
         click.echo(line)
+    else:
+        target.present({"mesh": "down"}, "down")
 
 
 @subject.command()
@@ -108,7 +108,7 @@ def status(target: Target) -> None:
 
 @subject.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
-@click.option("--tail", "lines", type=click.IntRange(min=1), default=200, show_default=True, help="Last lines to show.")
+@click.option("--tail", "lines", type=Number(min=1), default=200, show_default=True, help="Last lines to show.")
 @click.option("--calls", is_flag=True, help="Show the log of calls, a line of JSON each, instead.")
 @pass_target
 def logs(target: Target, follow: bool, lines: int, calls: bool) -> None:

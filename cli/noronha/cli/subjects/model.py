@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from noronha.cli import options, output
+from noronha.cli import options
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -60,16 +60,15 @@ def subject() -> None:
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the model.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the model.")
 @pass_target
 def info(target: Target, name: str) -> None:
     """Information about a model."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key, to_name
+    from noronha.client.references import to_name
     from noronha.v1 import metadata_pb2
 
     found = target.mesh.metadata.GetModel(metadata_pb2.GetModelRequest(name=to_name("model", name)))
-    output.show(documents.model(found), to_key(found.name), target.output, pretty=target.pretty)
+    target.show(found)
 
 
 @subject.command("list")
@@ -85,15 +84,13 @@ def list_(target: Target, query: str | None, expand: bool, limit: int | None, or
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the model.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the model.")
 @click.option("-d", "--desc", default="", help="Free text description.")
 @model_file
 @data_file
 @pass_target
 def new(target: Target, name: str, desc: str, model_files: tuple[str, ...], data_files: tuple[str, ...]) -> None:
     """Record a new model in the database."""
-    from noronha.cli import documents
-    from noronha.client.references import last_id
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import metadata_pb2, model_pb2
 
@@ -109,11 +106,11 @@ def new(target: Target, name: str, desc: str, model_files: tuple[str, ...], data
     made = target.mesh.metadata.CreateModel(
         metadata_pb2.CreateModelRequest(model_id=name, model=wanted, request_id=new_request_id())
     )
-    output.show(documents.model(made), last_id(made.name), target.output, pretty=target.pretty)
+    target.show(made)
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the model you want to update.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the model you want to update.")
 @click.option("-d", "--desc", help="Free text description.")
 @model_file
 @data_file
@@ -130,8 +127,7 @@ def update(
     no_ds_files: bool,
 ) -> None:
     """Update a model record; what is not given stays."""
-    from noronha.cli import documents
-    from noronha.client.references import last_id, to_name
+    from noronha.client.references import to_name
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import metadata_pb2, model_pb2
 
@@ -161,11 +157,11 @@ def update(
     request = metadata_pb2.UpdateModelRequest(model=wanted, request_id=new_request_id())
     request.update_mask.paths.extend(paths)
     made = target.mesh.metadata.UpdateModel(request)
-    output.show(documents.model(made), last_id(made.name), target.output, pretty=target.pretty)
+    target.show(made)
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the model.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the model.")
 @pass_target
 def rm(target: Target, name: str) -> None:
     """Remove a model along with all of its versions and datasets."""

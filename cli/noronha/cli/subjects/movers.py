@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from noronha.cli import options, output
+from noronha.cli import options
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -17,8 +17,12 @@ def subject() -> None:
     """Model versions: what trainings produced."""
 
 
-model = click.option("-m", "--model", required=True, help="Name of the model to which this version belongs.")
-name = click.option("-n", "--name", required=True, help="Name of the version; with @n for one revision.")
+model = click.option(
+    "-m", "--model", type=options.NAME, required=True, help="Name of the model to which this version belongs."
+)
+name = click.option(
+    "-n", "--name", type=options.REVISION, required=True, help="Name of the version; with @n for one revision."
+)
 
 
 @subject.command()
@@ -27,21 +31,24 @@ name = click.option("-n", "--name", required=True, help="Name of the version; wi
 @pass_target
 def info(target: Target, model: str, name: str) -> None:
     """Information about a model version."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key, to_name
+    from noronha.client.references import to_name
     from noronha.v1 import metadata_pb2
 
     request = metadata_pb2.GetModelVersionRequest(name=to_name("model_version", f"{model}:{name}"))
     found = target.mesh.metadata.GetModelVersion(request)
-    output.show(documents.model_version(found), to_key(found.name), target.output, pretty=target.pretty)
+    target.show(found)
 
 
 @subject.command("list")
 @options.listing()
-@click.option("-m", "--model", help="Only versions of this model will be listed.")
+@click.option("-m", "--model", type=options.NAME, help="Only versions of this model will be listed.")
 @click.option("--dataset", "--ds", "dataset", help="Only versions trained with this dataset will be listed.")
-@click.option("--train", help="Only model versions produced by this training will be listed.")
-@click.option("--proj", help="To be used along with 'train': name of the project to which this training belongs.")
+@click.option("--train", type=options.NAME, help="Only model versions produced by this training will be listed.")
+@click.option(
+    "--proj",
+    type=options.NAME,
+    help="To be used along with 'train': name of the project to which this training belongs.",
+)
 @pass_target
 def list_(
     target: Target,
@@ -91,7 +98,7 @@ def rm(target: Target, model: str, name: str) -> None:
     removed = {
         "name": name, "model": model, "record": "removed", "files": "purged" if found.stored else "not_stored",
     }  # fmt: skip
-    output.show(removed, f"{model}:{name}", target.output, pretty=target.pretty)
+    target.present(removed, f"{model}:{name}")
 
 
 def _training(target: Target, train: str | None, proj: str | None) -> str | None:
@@ -119,9 +126,11 @@ def _pretrained(pretrained: str | None) -> str | None:
 dataset_option = click.option(
     "--dataset", "--ds", "dataset", help="Name of the dataset that trained this model version."
 )
-train_option = click.option("--train", help="Name of the training that produced this model version.")
+train_option = click.option("--train", type=options.NAME, help="Name of the training that produced this model version.")
 proj_option = click.option(
-    "--proj", help="To be used along with 'train': name of the project to which this training belongs."
+    "--proj",
+    type=options.NAME,
+    help="To be used along with 'train': name of the project to which this training belongs.",
 )
 pretrained_option = click.option(
     "--pretrained",
@@ -131,9 +140,13 @@ pretrained_option = click.option(
 
 
 @subject.command()
-@click.option("-n", "--name", help="Name of the version (defaults to a random name).")
+@click.option("-n", "--name", type=options.NAME, help="Name of the version (defaults to a random name).")
 @click.option(
-    "-m", "--model", required=True, help="The model to which this version belongs (further info: nha model --help)."
+    "-m",
+    "--model",
+    type=options.NAME,
+    required=True,
+    help="The model to which this version belongs (further info: nha model --help).",
 )
 @click.option("-d", "--details", type=options.JSON, help="JSON with details related to the model version.")
 @click.option(
@@ -163,7 +176,7 @@ def new(
     lightweight: bool,
 ) -> None:
     """Record a new model version in the framework."""
-    from noronha.cli import documents, publishing
+    from noronha.cli import publishing
     from noronha.client import publish
     from noronha.client.references import to_key
 
@@ -176,13 +189,17 @@ def new(
         )  # fmt: skip
     if name is None:
         target.voice.warn(f"ModelVersion is anonymous. Using random name: {to_key(made.name).partition(':')[2]}")
-    output.show(documents.model_version(made), to_key(made.name), target.output, pretty=target.pretty)
+    target.show(made)
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the model version you want to update.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the model version you want to update.")
 @click.option(
-    "-m", "--model", required=True, help="The model to which this version belongs (further info: nha model --help)."
+    "-m",
+    "--model",
+    type=options.NAME,
+    required=True,
+    help="The model to which this version belongs (further info: nha model --help).",
 )
 @click.option("-d", "--details", type=options.JSON, help="JSON with details related to the version.")
 @click.option(
@@ -208,9 +225,8 @@ def update(
     compress: bool,
 ) -> None:
     """Update a model version's details or files, as a new revision; what is not given stays."""
-    from noronha.cli import documents, publishing
+    from noronha.cli import publishing
     from noronha.client import publish
-    from noronha.client.references import to_key
 
     if all(each is None for each in (details, path, dataset, train, pretrained)):
         raise click.UsageError("nothing to update; give --details, --path, --dataset, --train or --pretrained")
@@ -221,4 +237,4 @@ def update(
             dataset=_dataset(model, dataset), pretrained=_pretrained(pretrained), notice=target.voice.info,
             progress=progress,
         )  # fmt: skip
-    output.show(documents.model_version(made), to_key(made.name), target.output, pretty=target.pretty)
+    target.show(made)

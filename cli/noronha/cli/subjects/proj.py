@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from noronha.cli import options, output
+from noronha.cli import options
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -18,10 +18,10 @@ def subject() -> None:
 
 
 project_name = click.option(
-    "-n", "--name", "--proj", "name", help="Name of the project (default: current working project)."
+    "-n", "--name", "--proj", "name", type=options.NAME, help="Name of the project (default: current working project)."
 )
 model_option = click.option(
-    "-m", "--model", "models", multiple=True,
+    "-m", "--model", "models", type=options.NAME, multiple=True,
     help="Name of an existing model (further info: nha model --help). Can be given several times.",
 )  # fmt: skip
 home_dir_option = click.option("--home-dir", help="Local directory where the project is hosted. Example: /path/to/proj")
@@ -47,16 +47,14 @@ def _home(text: str) -> str:
 @pass_target
 def info(target: Target, name: str | None) -> None:
     """Information about a project."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key
 
     found = target.project(name)
-    output.show(documents.project(found), to_key(found.name), target.output, pretty=target.pretty)
+    target.show(found)
 
 
 @subject.command("list")
 @options.listing()
-@click.option("-m", "--model", help="Only projects that use this model will be listed.")
+@click.option("-m", "--model", type=options.NAME, help="Only projects that use this model will be listed.")
 @pass_target
 def list_(
     target: Target, query: str | None, expand: bool, limit: int | None, order_by: str | None, model: str | None
@@ -98,7 +96,7 @@ def rm(target: Target, name: str | None) -> None:
 
 
 @subject.command()
-@click.option("-n", "--name", required=True, help="Name of the project.")
+@click.option("-n", "--name", type=options.NAME, required=True, help="Name of the project.")
 @click.option("-d", "--desc", default="", help="Free text description.")
 @model_option
 @home_dir_option
@@ -115,8 +113,7 @@ def new(
     docker_repo: str | None,
 ) -> None:
     """Host a new project in the framework."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key, to_name
+    from noronha.client.references import to_name
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import metadata_pb2, project_pb2
 
@@ -136,12 +133,12 @@ def new(
     made = target.mesh.metadata.CreateProject(
         metadata_pb2.CreateProjectRequest(project_id=name, project=wanted, request_id=new_request_id())
     )
-    output.show(documents.project(made), to_key(made.name), target.output, pretty=target.pretty)
+    target.show(made)
 
 
 @subject.command()
 @click.option(
-    "-n", "--name", "--proj", "name",
+    "-n", "--name", "--proj", "name", type=options.NAME,
     help="Name of the project you want to update (default: current working project).",
 )  # fmt: skip
 @click.option("-d", "--desc", help="Free text description.")
@@ -160,8 +157,7 @@ def update(
     docker_repo: str | None,
 ) -> None:
     """Update a project in the database; what is not given stays."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key, to_name
+    from noronha.client.references import to_name
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import metadata_pb2, project_pb2
 
@@ -181,11 +177,13 @@ def update(
     )
     request.update_mask.paths.extend(changes)
     made = target.mesh.metadata.UpdateProject(request)
-    output.show(documents.project(made), to_key(made.name), target.output, pretty=target.pretty)
+    target.show(made)
 
 
 @subject.command()
-@click.option("-n", "--name", "--proj", "name", help="Name of the project (default: current working project).")
+@click.option(
+    "-n", "--name", "--proj", "name", type=options.NAME, help="Name of the project (default: current working project)."
+)
 @options.tag("Tag for the build.")
 @click.option(
     "--no-cache", is_flag=True,
@@ -210,7 +208,7 @@ def build(
     pre_built: bool,
 ) -> None:
     """Build the project: make its source runnable under a tag."""
-    from noronha.cli import documents, live, publishing
+    from noronha.cli import live, publishing
     from noronha.client import builds
     from noronha.client.references import to_key
     from noronha.client.words import state_word
@@ -243,4 +241,4 @@ def build(
     )
     live.warnings(target, made.notices)
     builds.check(made)
-    output.show(documents.build(made), key, target.output, pretty=target.pretty)
+    target.show(made)

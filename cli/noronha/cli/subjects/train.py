@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from noronha.cli import options, output
+from noronha.cli import options
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -17,7 +17,7 @@ def subject() -> None:
     """Trainings: runs of a training notebook."""
 
 
-name = click.option("-n", "--name", required=True, help="Name of the training.")
+name = click.option("-n", "--name", type=options.NAME, required=True, help="Name of the training.")
 proj = options.project("Name of the project responsible for this training (default: current working project).")
 
 
@@ -39,12 +39,10 @@ def _again(full: str) -> str:
 @pass_target
 def info(target: Target, name: str, proj: str | None) -> None:
     """Information about a training execution."""
-    from noronha.cli import documents
-    from noronha.client.references import to_key
     from noronha.v1 import metadata_pb2
 
     found = target.mesh.metadata.GetTraining(metadata_pb2.GetTrainingRequest(name=_full(target, proj, name)))
-    output.show(documents.training(found), to_key(found.name), target.output, pretty=target.pretty)
+    target.show(found)
 
 
 @subject.command("list")
@@ -82,20 +80,25 @@ def rm(target: Target, name: str, proj: str | None) -> None:
 @proj
 @pass_target
 def cancel(target: Target, name: str, proj: str | None) -> None:
-    """Ask a running training to end."""
+    """Ask a running training to end; one that has ended already stays as it is."""
     from noronha.cli import documents
-    from noronha.client import trainings
+    from noronha.client import trainings, work
     from noronha.client.references import to_key
 
-    found = trainings.cancel(target.mesh, _full(target, proj, name))
-    output.show(documents.training(found), to_key(found.name), target.output, pretty=target.pretty)
+    full = _full(target, proj, name)
+    found = trainings.get(target.mesh, full)
+    if work.has_ended(found):
+        target.voice.info(f"training {to_key(full)} had ended already: {documents.state_word(found)}")
+    else:
+        found = trainings.cancel(target.mesh, full)
+    target.show(found)
 
 
 @subject.command()
 @name
 @proj
 @click.option("-f", "--follow", is_flag=True, help="Go on until the training has ended.")
-@click.option("--tail", "lines", type=click.IntRange(min=1), help="Start with about this many of the last lines.")
+@click.option("--tail", "lines", type=options.Number(min=1), help="Start with about this many of the last lines.")
 @pass_target
 def logs(target: Target, name: str, proj: str | None, follow: bool, lines: int | None) -> None:
     """Show what a training wrote."""
@@ -124,21 +127,26 @@ def notebook(target: Target, name: str, proj: str | None, path: str | None) -> N
 
     from noronha.client import trainings
 
-    full = _full(target, proj, name)
     if path == "-":
+        full = _full(target, proj, name)
         for chunk in trainings.executed_notebook(target.mesh, full):
             sys.stdout.buffer.write(chunk)
         return
     chosen = Path(path or f"{name}.ipynb")
+    if not chosen.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {chosen.parent}", param_hint="--path")
     if chosen.exists():
         target.must(f"{chosen} exists. Would you like to overwrite it?")
-    content = b"".join(trainings.executed_notebook(target.mesh, full))
+    content = b"".join(trainings.executed_notebook(target.mesh, _full(target, proj, name)))
     chosen.write_bytes(content)
-    click.echo(f"Executed notebook: {chosen}")
+    if target.output == "text":
+        click.echo(f"Executed notebook: {chosen}")
+    else:
+        target.present({"name": name, "path": str(chosen), "size_bytes": len(content)}, str(chosen))
 
 
 @subject.command()
-@click.option("-n", "--name", help="Name of the training (defaults to a random name).")
+@click.option("-n", "--name", type=options.NAME, help="Name of the training (defaults to a random name).")
 @proj
 @click.option(
     "--notebook", "--nb", "notebook", required=True,
@@ -160,7 +168,7 @@ def notebook(target: Target, name: str, proj: str | None, path: str | None) -> N
 )  # fmt: skip
 @options.resource_profile
 @click.option(
-    "--target-deploy", "--td", "target_deploy",
+    "--target-deploy", "--td", "target_deploy", type=options.NAME,
     help="Name of a deployment of the project that takes up the published version when the training succeeds.",
 )  # fmt: skip
 @pass_target
@@ -180,9 +188,10 @@ def new(
 ) -> None:
     """Execute a new training and show it until it has ended.
 
-    Ctrl-C asks the mesh to cancel the training; a second one leaves it running. Exits with 9 when the training failed.
+    Ctrl-C asks the mesh to cancel the training and goes on showing it until it has ended; a second one only stops the
+    showing, for the mesh cancels it all the same. Exits with 9 when the training failed.
     """
-    from noronha.cli import documents, live, tasks
+    from noronha.cli import live, tasks
     from noronha.client import trainings
     from noronha.client.references import last_id, to_key, to_name, within
     from noronha.client.resources import resources
@@ -225,4 +234,4 @@ def new(
         target.voice.info(f"Published model version: {to_key(version)}")
     trainings.check(made)
     if target.output != "text":
-        output.show(documents.training(made), key, target.output, pretty=target.pretty)
+        target.show(made)

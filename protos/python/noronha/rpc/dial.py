@@ -2,11 +2,15 @@
 
 Calls with one answer get a deadline of 30 s unless they name their own. Reads, and writes that carry a request id, are
 retried by gRPC itself when a server is UNAVAILABLE; nothing else is. Errors of Noronha are raised as their own classes.
+At DEBUG, the logger ``noronha.rpc`` tells of each synchronous call when it has ended: method, what it was about, code
+and milliseconds; never what was sent, and no credentials.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,6 +19,8 @@ import grpc
 import grpc.aio
 
 from noronha.rpc.errors import from_rpc
+
+LOG = logging.getLogger("noronha.rpc")
 
 DEADLINE = 30.0
 """Seconds that a call with one answer may take unless it says otherwise."""
@@ -129,23 +135,62 @@ class _Manners(
         )  # fmt: skip
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        return _settled(continuation(self._details(details, True), request))
+        ended = _clock(details.method, request)
+        return _settled(continuation(self._details(details, True), request), ended)
 
     def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
-        return _settled(continuation(self._details(details, False), requests))
+        ended = _clock(details.method, None)
+        return _settled(continuation(self._details(details, False), requests), ended)
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        return Answers(continuation(self._details(details, False), request))
+        ended = _clock(details.method, request)
+        return Answers(continuation(self._details(details, False), request), ended)
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
-        return Answers(continuation(self._details(details, False), requests))
+        ended = _clock(details.method, None)
+        return Answers(continuation(self._details(details, False), requests), ended)
 
 
-def _settled(call: Any) -> Any:
+Ended = Callable[[Any], None]
+"""Is told the code with which a call has ended, once or more often."""
+
+
+def _clock(method: str, request: Any) -> Ended:
+    """Begins to measure a call; returns what writes its line when it has ended."""
+    if not LOG.isEnabledFor(logging.DEBUG):
+        return lambda code: None
+    began = time.monotonic()
+    about = _about(request)
+    told = False
+
+    def ended(code: Any) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            milliseconds = (time.monotonic() - began) * 1000
+            words = [method.rpartition(".")[2], about, getattr(code, "name", "CANCELLED"), f"{milliseconds:.1f} ms"]
+            LOG.debug(" ".join(word for word in words if word))
+
+    return ended
+
+
+def _about(request: Any) -> str:
+    """Returns the name that a request is about: its own, that of the record it holds, or where it is to lie."""
+    for holder in (request, *(value for _, value in request.ListFields())) if request is not None else ():
+        for field in ("name", "parent"):
+            name = getattr(holder, field, "")
+            if name and isinstance(name, str):
+                return name
+    return ""
+
+
+def _settled(call: Any, ended: Ended) -> Any:
     try:
         error = call.exception()
     except grpc.FutureCancelledError:
+        ended(grpc.StatusCode.CANCELLED)
         return call
+    ended(call.code())
     if error is not None:
         raise from_rpc(error) from None
     return call
@@ -154,8 +199,9 @@ def _settled(call: Any) -> Any:
 class Answers:
     """The answers of a streaming call: an iterator that raises typed errors and can be cancelled."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, ended: Ended) -> None:
         self._call = call
+        self._ended = ended
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -163,12 +209,17 @@ class Answers:
     def __next__(self) -> Any:
         try:
             return next(self._call)
+        except StopIteration:
+            self._ended(grpc.StatusCode.OK)
+            raise
         except grpc.RpcError as error:
+            self._ended(error.code())
             raise from_rpc(error) from None
 
     def cancel(self) -> None:
         """Gives the call up."""
         self._call.cancel()
+        self._ended(grpc.StatusCode.CANCELLED)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)

@@ -1,0 +1,103 @@
+"""Errors of the contract in the words of the command: names as people type them, fields as options, and what next."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from noronha.client.references import to_key
+from noronha.rpc import names
+from noronha.rpc.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from noronha.rpc.errors import NoronhaError
+
+OPTIONS = {
+    "project_id": "--name",
+    "model_id": "--name",
+    "dataset_id": "--name",
+    "model_version_id": "--name",
+    "training_id": "--name",
+    "deployment_id": "--name",
+    "build_id": "--tag",
+    "description": "--desc",
+    "models": "--model",
+    "model_files": "--model-file",
+    "data_files": "--data-file",
+    "home_dir": "--home-dir",
+    "git_repository": "--git-repo",
+    "docker_repository": "--docker-repo",
+    "details_json": "--details",
+    "params_json": "--params",
+    "notebook": "--notebook",
+    "environment": "--env-var",
+    "mounts": "--mount",
+    "datasets": "--dataset",
+    "pretrained": "--pretrained",
+    "model_versions": "--movers",
+    "resources": "--resource-profile",
+    "target_deployment": "--target-deploy",
+    "replicas": "--n-tasks",
+    "port": "--port",
+    "filter": "--filter",
+    "order_by": "--order-by",
+}
+"""Fields of requests to the options that fill them."""
+
+LISTS = {
+    "project": "nha proj list",
+    "model": "nha model list",
+    "build": "nha bvers list --proj {}",
+    "training": "nha train list --proj {}",
+    "deployment": "nha depl list --proj {}",
+    "dataset": "nha ds list --model {}",
+    "model_version": "nha movers list --model {}",
+}
+"""Kinds to the command that shows what there is."""
+
+_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?<![\w/.:@-]){_WORD}(?:/{_WORD})+(?:@[0-9]+)?(?![\w/])")
+_FIELD = re.compile(r"(?:(?:\w+\.)*?)(?P<field>\w+)(?:\[(?P<place>[^\]]*)\])?(?P<rest>(?:\.\w+)*)")
+
+
+def in_words(error: NoronhaError) -> str:
+    """Returns an error's line as its reader would say it, with the next step where the error knows none."""
+    text = error.message
+    if isinstance(error, InvalidArgument):
+        for field, _ in error.violations:
+            text = text.replace(field, option(field))
+    told = {word for value in error.metadata.values() for word in re.split(r"[\s,]+", value)}
+    found: list[names.Name] = []
+
+    def worded(match: re.Match[str]) -> str:
+        name = _parsed(match[0])
+        # Two words with a slash between them may as well be a file of the user's; longer names are unmistakable.
+        if name is None or (len(name.ids) == 1 and match[0] not in told):
+            return match[0]
+        found.append(name)
+        kind = name.kind.replace("_", " ")
+        said = text[: match.start()].endswith(f"{kind} ")
+        return to_key(match[0]) if said else f"{kind} {to_key(match[0])}"
+
+    line = _NAME.sub(worded, text)
+    if isinstance(error, NotFound) and found and found[0].kind in LISTS and ";" not in line:
+        line += f"; see '{LISTS[found[0].kind].format(found[0].ids[0])}'"
+    return line
+
+
+def option(field: str) -> str:
+    """Returns the option that fills a field, such as ``--env-var PATH`` for ``training.environment['PATH']``; the field
+    itself when no option does."""
+    for match in _FIELD.finditer(field):
+        if match["field"] in OPTIONS:
+            place = (match["place"] or "").strip("'\"")
+            inside = " ".join(part for part in ("" if place.isdigit() else place, match["rest"].lstrip(".")) if part)
+            return f"{OPTIONS[match['field']]} {inside}".rstrip()
+    return field
+
+
+def _parsed(text: str) -> names.Name | None:
+    try:
+        return names.parse(text)
+    except InvalidArgument:
+        return None

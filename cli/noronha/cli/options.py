@@ -148,8 +148,10 @@ class Name(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         from noronha.rpc import names
 
         text = str(value)
-        own = text.partition("@")[0] if self._revisions else text
+        own, at, revision = text.partition("@") if self._revisions else (text, "", "")
         option = max(param.opts, key=len) if param is not None else "name"
+        if at and not (revision.isdecimal() and revision[0] != "0"):
+            raise names.bad_name(text, option, "has no revision like that; write name@1")
         (names.check_tag if self._tag else names.check_id)(own, option)
         return text
 

@@ -57,7 +57,7 @@ LISTS = {
 
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?<![\w/.:@-]){_WORD}(?:/{_WORD})+(?:@[0-9]+)?(?![\w/])")
-_FIELD = re.compile(r"(?:(?:\w+\.)*?)(?P<field>\w+)(?:\[(?P<place>[^\]]*)\])?(?P<rest>(?:\.\w+)*)")
+_SEGMENT = re.compile(r"(?P<field>\w+)(?:\[(?P<place>[^\]]*)\])?")
 
 
 def in_words(error: NoronhaError) -> str:
@@ -65,7 +65,9 @@ def in_words(error: NoronhaError) -> str:
     text = error.message
     if isinstance(error, InvalidArgument):
         for field, _ in error.violations:
-            text = text.replace(field, option(field))
+            place = re.search(rf"(?<![\w./]){re.escape(field)}(?!\w)", text)
+            if place is not None:
+                text = text[: place.start()] + option(field) + text[place.end() :]
     told = {word for value in error.metadata.values() for word in re.split(r"[\s,]+", value)}
     found: list[names.Name] = []
 
@@ -88,11 +90,13 @@ def in_words(error: NoronhaError) -> str:
 def option(field: str) -> str:
     """Returns the option that fills a field, such as ``--env-var PATH`` for ``training.environment['PATH']``; the field
     itself when no option does."""
-    for match in _FIELD.finditer(field):
-        if match["field"] in OPTIONS:
-            place = (match["place"] or "").strip("'\"")
-            inside = " ".join(part for part in ("" if place.isdigit() else place, match["rest"].lstrip(".")) if part)
-            return f"{OPTIONS[match['field']]} {inside}".rstrip()
+    segments = list(_SEGMENT.finditer(field))
+    for index, segment in enumerate(segments):
+        if segment["field"] in OPTIONS:
+            place = (segment["place"] or "").strip("'\"")
+            inside = [place] if place and not place.isdigit() else []
+            inside += [each["field"] for each in segments[index + 1 :]]
+            return " ".join([OPTIONS[segment["field"]], *inside])
     return field
 
 

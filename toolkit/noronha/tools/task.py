@@ -158,10 +158,6 @@ class Task:
                 FAILED, "TASK_ERROR", "This release runs trainings and replicas only; the mesh asks for another."
             )
 
-        def warn(text: str) -> None:
-            reporter.warn(text)
-            live.add(f"Warning: {text}\n")
-
         run = NotebookRun(
             self._kernel,
             self._seen["app"] / assignment.notebook,
@@ -169,7 +165,7 @@ class Task:
             params_json=assignment.params_json,
             on_output=live.add,
             on_progress=reporter.progress,
-            on_warning=warn,
+            on_warning=reporter.warn,
         )
         with self._lock:
             self._run = run

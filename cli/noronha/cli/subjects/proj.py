@@ -239,6 +239,5 @@ def build(
         lambda: builds.cancel(target.mesh, made),
         f"build {key}",
     )
-    live.warnings(target, made.notices)
     builds.check(made)
     target.show(made)

@@ -178,6 +178,8 @@ class Attempts:
             elif build.source.origin == Source.GIT:
                 with folders.disk(self._exports):
                     tree, notices = await self._export(attempt, export, run)
+                for notice in notices:
+                    tell(f"notice: {notice}")
             made = await self._backend.build(Job(reference, build, tree, run), tell)
         finally:
             if export.exists():

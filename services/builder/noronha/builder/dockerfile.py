@@ -179,6 +179,7 @@ class _Reader:
         self._plan = Plan()
         self._variables = dict(VARIABLES)
         self._folder = HOME
+        self._moved = ""
         self._here = ""
 
     def read(self, instructions: list[Instruction]) -> Plan:
@@ -194,13 +195,14 @@ class _Reader:
                 self._run(each)
             elif each.keyword == "WORKDIR":
                 self._folder = self._place(each.text.strip().strip("\"'"))
+                self._moved = self._here
             elif each.keyword in _NO_EFFECT:
                 self._remember(each)
             else:
                 self._remember(each)
                 self._skip(each)
         if self._folder != HOME:
-            self._plan.notices.append(f"{self._here}: tasks start in {HOME}, not in {self._folder}")
+            self._plan.notices.append(f"{self._moved}: tasks start in {HOME}, not in {self._folder}")
         return self._plan
 
     def _skip(self, instruction: Instruction, why: str = "") -> None:

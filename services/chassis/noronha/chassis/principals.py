@@ -213,6 +213,7 @@ def authorize(method: str, principal: Principal) -> None:
     name = method.rpartition("/")[2]
     if principal.kind is Kind.ANONYMOUS:
         raise Unauthenticated(f"{name} needs a token; set mesh.token_file", reason="NO_TOKEN", method=name)
+    kind = principal.kind.value
     raise PermissionDenied(
-        f"{name} is not for a {principal.kind.value}", reason="NOT_ALLOWED", method=name, principal=principal.kind.value
+        f"{name} is not for callers of kind {kind}", reason="NOT_ALLOWED", method=name, principal=kind
     )

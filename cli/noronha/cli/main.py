@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code; ``arguments`` default to those of the process."""
     target = Target()
     try:
-        result = root.main(args=arguments, obj=target, standalone_mode=False)
+        result = root.main(args=arguments, prog_name="nha", obj=target, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except Exception as error:
         return failures.tell(error, target)

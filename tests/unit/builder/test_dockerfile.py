@@ -151,3 +151,8 @@ def test_nothing_leaves_the_project_folder() -> None:
     plan = dockerfile.plan("FROM noronhadataops/noronha\nCOPY src/a.py /app/../../etc/cron\nADD src ..\n", FILES)
     assert plan.layout == {}
     assert len(plan.notices) == 2
+
+
+def test_the_notice_of_another_working_directory_names_its_own_line() -> None:
+    plan = dockerfile.plan("FROM noronhadataops/noronha\nWORKDIR /srv\nLABEL a=b\n", FILES)
+    assert plan.notices == ["Dockerfile line 2: tasks start in /app, not in /srv"]

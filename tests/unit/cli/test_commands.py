@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import click
 import pytest
 import yaml
 
-from noronha.cli import background, main, output, reference
+from noronha.cli import background, documents, main, output, reference
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -94,7 +96,10 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
         (("model", "new"), "--name"),
         (("model", "new", "--name", "m", "--model-file", "{"), "not JSON"),
         (("model", "new", "--name", "m", "--model-file", '{"name": "a", "size": 1}'), "size"),
-        (("model", "new", "--name", "m", "--model-file", '{"name": "a", "max_mb": "1"}'), 'max_mb must be a whole number, not "1"'),
+        (
+            ("model", "new", "--name", "m", "--model-file", '{"name": "a", "max_mb": "1"}'),
+            'max_mb must be a whole number, not "1"',
+        ),
         (("model", "new", "--name", "m", "--model-file", '{"max_mb": 1}'), "name"),
         (("train", "new", "--nb", "n", "--params", "[1]"), "not a JSON object"),
         (("train", "new", "--nb", "n", "--params", '{"a": NaN}'), "NaN"),
@@ -113,6 +118,17 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
         (("model", "list", "--limit", "0"), "0"),
         (("movers", "list", "--proj", "p"), "--train"),
         (("-o", "xml", "version"), "xml"),
+        (("trian", "new"), "no such command 'trian'; did you mean 'train'? See 'nha --help'"),
+        (("model", "lst"), "no such command 'lst'; did you mean 'list'? See 'nha model --help'"),
+        (("zzzz",), "no such command 'zzzz'; see 'nha --help'"),
+        (("depl", "new", "--port", "22x"), "'22x' is not a valid whole number"),
+        (("train", "notebook", "--name", "x", "--path", "/nope/x.ipynb"), "there is no folder /nope"),
+        (("model", "new", "--name", "a_b"), "--name 'a_b' must be letters and digits"),
+        (("proj", "new", "--name", "a_b"), "--name 'a_b' must be letters and digits"),
+        (("train", "new", "--name", "a_b", "--nb", "n"), "--name 'a_b' must be letters and digits"),
+        (("train", "info", "--name", "x", "--proj", "a/b"), "--proj 'a/b' must be letters and digits"),
+        (("bvers", "info", "--tag", "-x"), "--tag '-x' must be"),
+        (("ds", "info", "--model", "m", "--name", "d@0"), "--name 'd@0' has no revision like that"),
     ],
     ids=lambda value: " ".join(value)[:80] if isinstance(value, tuple) else "",
 )
@@ -175,3 +191,71 @@ def test_text_leaves_out_what_is_empty_but_nothing_that_a_user_wrote() -> None:
     document = {"name": "t", "desc": "", "ds": [], "labels": {}, "env_vars": {"EMPTY": ""}, "details": details}
     shown = output.to_text(document)
     assert yaml.safe_load(shown) == {"name": "t", "env_vars": {"EMPTY": ""}, "details": details}
+
+
+@pytest.mark.parametrize("given", [("note",), ("isle", "list"), ("tchest", "new", "--help")])
+def test_what_this_version_does_not_have_is_said(tmp_path: Path, given: tuple[str, ...]) -> None:
+    answer = nha(*given, home=tmp_path)
+    assert answer.returncode == 5 and answer.stdout == ""
+    assert answer.stderr.startswith("Error: this version of Noronha has no ") and "[NOT_IMPLEMENTED]" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["status", "up", "down"])
+def test_an_address_where_nobody_answers_is_named_with_where_it_was_set(tmp_path: Path, command: str) -> None:
+    with socket.socket() as taken:  # bound and never listening, so nobody else can come to answer there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        by_variable = nha("mesh", command, home=tmp_path, NHA_MESH__ADDRESS=address)
+        (tmp_path / "nha.yaml").write_text(f"mesh: {{address: '{address}'}}\n")
+        by_file = nha("mesh", command, home=tmp_path)
+    for answer, origin in ((by_variable, "NHA_MESH__ADDRESS"), (by_file, str(tmp_path / "nha.yaml"))):
+        assert answer.returncode == 7 and len(answer.stderr.splitlines()) == 1, answer
+        assert (
+            f"no mesh answers at {address}: " in answer.stderr and f"mesh.address, set in {origin}, " in answer.stderr
+        )
+        assert "start one there, or unset it" in answer.stderr and "nha mesh status" not in answer.stderr
+
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    answer = nha("mesh", "status", home=tmp_path, NHA_MESH__ADDRESS="garbage")
+    assert answer.returncode == 2 and "must be host:port" in answer.stderr and "[BAD_SETTING]" in answer.stderr
+
+
+def test_calls_are_shown_at_debug_alone(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        shown = nha("-l", "DEBUG", "mesh", "status", home=tmp_path, NHA_MESH__ADDRESS=address).stderr.splitlines()
+        silent = nha("mesh", "status", home=tmp_path, NHA_MESH__ADDRESS=address).stderr.splitlines()
+    assert re.fullmatch(r"Mesh/GetInfo UNAVAILABLE [0-9.]+ ms", shown[0]) and len(shown) == 2 and len(silent) == 1
+
+
+def test_a_table_has_few_columns_and_each_is_a_field_of_its_document() -> None:
+    from noronha.v1 import (
+        build_pb2,
+        dataset_pb2,
+        deployment_pb2,
+        model_pb2,
+        model_version_pb2,
+        project_pb2,
+        training_pb2,
+    )
+
+    records = [
+        model_pb2.Model(name="models/m"), project_pb2.Project(name="projects/p"),
+        build_pb2.Build(name="projects/p/builds/b"), dataset_pb2.Dataset(name="models/m/datasets/d"),
+        model_version_pb2.ModelVersion(name="models/m/versions/v"),
+        training_pb2.Training(name="projects/p/trainings/t"), deployment_pb2.Deployment(name="projects/p/deployments/d"),
+    ]  # fmt: skip
+    assert {documents.kind_of(each) for each in records} == documents.COLUMNS.keys()
+    for record in records:
+        columns = documents.COLUMNS[documents.kind_of(record)]
+        assert 3 <= len(columns) <= 8
+        output.table([documents.of(record)], columns)  # raises where a column is no field
+
+
+def test_a_table_shows_no_lists_of_records_and_no_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table([{"name": "d", "task": {"state": "READY"}, "error": "a whole sentence"}], ("name", "task.state"))
+    output.table([{"name": "d", "revisions": [{"revision": 1}]}])
+    assert capsys.readouterr().out == "NAME  STATE\nd     READY\nNAME\nd\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -124,6 +125,11 @@ def test_the_logs_of_replicas_are_shown_each_line_with_its_replica(deployer: Any
     lines = deployer.nha("depl", "logs", "--name", "logged").splitlines()
     replicas = {line.partition(" | ")[0] for line in lines}
     assert len(replicas) == 2 and all(" | " in line for line in lines)
+    listed = deployer.json("depl", "info", "--name", "logged")["replica_list"]
+    assert {(each["name"], each["revision"], each["state"]) for each in listed} == {
+        (name, 1, "READY") for name in replicas
+    }
+    assert all(re.fullmatch(r"[0-9.]+:[0-9]+", each["endpoint"]) for each in listed)
     one = replicas.pop()
     alone = deployer.nha("depl", "logs", "--name", "logged", "--replica", one)
     assert "gunicorn" in alone and one not in alone

@@ -30,10 +30,14 @@ NOTEBOOKS = {
 def trainer(user: Any, make_project: Any) -> Iterator[Any]:
     """A user in the folder of a built project."""
     user.cwd = make_project(user.cwd / "project", NOTEBOOKS, "RUN apt-get install -y x\nADD . ${APP_HOME}")
+    folder = user.cwd / "notebooks"
+    (folder / "untagged.ipynb").write_text((folder / "fine.ipynb").read_text().replace('"parameters"', '"other"'))
     user.nha("proj", "new", "--name", "p", "--home-dir", ".")
     built = user.run("-s", "proj", "build", check=True)
     told = [line for line in (built.stdout + built.stderr).splitlines() if "RUN apt-get install -y x is not" in line]
-    assert len(told) == 2 and told[0].startswith("notice: ") and told[1].startswith("- "), "in the log and in the record"
+    assert len(told) == 2 and told[0].startswith("notice: ") and told[1].startswith("- "), (
+        "in the log and in the record"
+    )
     yield user
 
 
@@ -110,6 +114,27 @@ def test_a_training_that_fails_exits_with_9_and_says_why(
     assert found["task"]["state"] == "FAILED" and found["task"]["error"]
     if reason is not None:
         assert found["task"]["reason"] == reason and f"[{reason}]" in last
+    cancelled = trainer.run("train", "cancel", "--name", notebook, check=True)
+    assert f"training p:{notebook} had ended already: FAILED" in cancelled.stderr
+
+
+def test_machines_get_the_record_of_a_training_that_failed(trainer: Any) -> None:
+    answer = trainer.run("train", "new", "--name", "told", "--nb", "notebooks/raises", "-o", "json")
+    assert answer.returncode == 9 and "[CELL_RAISED]" in answer.stderr
+    assert json.loads(answer.stdout) == trainer.json("train", "info", "--name", "told")
+
+
+def test_a_warning_is_said_once(trainer: Any) -> None:
+    answer = trainer.run("train", "new", "--name", "warned", "--nb", "notebooks/untagged", "-p", '{"a": 1}', check=True)
+    assert (answer.stdout + answer.stderr).count("has no cell tagged 'parameters'") == 1
+    assert len(trainer.json("train", "info", "--name", "warned")["warnings"]) == 1
+
+
+def test_errors_name_things_as_people_type_them_and_say_what_next(trainer: Any) -> None:
+    refused = trainer.refused("train", "info", "--name", "nope")
+    assert "Error: training p:nope does not exist; see 'nha train list --proj p' [NOT_FOUND]" in refused
+    refused = trainer.refused("train", "new", "--nb", "notebooks/fine", "-e", "PATH=x")
+    assert "Error: --env-var PATH is set by Noronha itself" in refused
 
 
 def test_what_is_missing_is_told_before_anything_is_recorded(trainer: Any) -> None:

@@ -19,7 +19,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "build": ("proj", "tag", "revision", "task.state", "built_from", "python_version", "built_at"),
     "dataset": ("model", "name", "revision", "stored", "size_bytes", "modified"),
     "model_version": ("model", "name", "revision", "train", "ds", "size_bytes", "modified"),
-    "training": ("proj", "name", "task.state", "task.progress", "bvers", "movers", "created"),
+    "training": ("proj", "name", "task.state", "task.progress", "task.reason", "bvers", "movers", "created"),
     "deployment": ("proj", "name", "state", "replicas", "ready_replicas", "revision", "movers", "created"),
 }
 """What ``-o table`` shows of each kind: few fields, each of a few words. Everything is in ``-o json`` and ``yaml``."""

@@ -81,14 +81,14 @@ def rm(target: Target, name: str, proj: str | None) -> None:
 @pass_target
 def cancel(target: Target, name: str, proj: str | None) -> None:
     """Ask a running training to end; one that has ended already stays as it is."""
-    from noronha.cli import documents
     from noronha.client import trainings, work
     from noronha.client.references import to_key
+    from noronha.client.words import state_word
 
     full = _full(target, proj, name)
     found = trainings.get(target.mesh, full)
     if work.has_ended(found):
-        target.voice.info(f"training {to_key(full)} had ended already: {documents.state_word(found)}")
+        target.voice.info(f"training {to_key(full)} had ended already: {state_word(found)}")
     else:
         found = trainings.cancel(target.mesh, full)
     target.show(found)

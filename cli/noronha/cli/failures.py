@@ -120,20 +120,19 @@ def _unanswered(error: NoronhaError, target: Target) -> str | None:
     """Returns a line that people understand for a channel that found nobody; None for other errors."""
     from noronha.rpc.errors import Unavailable
 
-    if not isinstance(error, Unavailable) or error.reason != Unavailable.default_reason or error.metadata:
-        return None
-    mesh = target.__dict__.get("mesh")
-    if mesh is None:
+    address = error.address
+    if not isinstance(error, Unavailable) or not address:
         return None
     why = error.message.rpartition(": ")[2].rstrip(" ]")
     settings = target.settings
-    if not settings.mesh.address:
-        return f"the mesh at {mesh.address} does not answer: {why}; 'nha mesh logs' may say why"
-    origin = settings.origins["mesh.address"]
-    return (
-        f"no mesh answers at {settings.mesh.address}: {why}; mesh.address, set in {origin}, says that it is there: "
-        "start one there, or unset it to use one of your own"
-    )
+    if address == settings.mesh.address:
+        return (
+            f"no mesh answers at {address}: {why}; mesh.address, set in {settings.origins['mesh.address']}, says that "
+            "it is there: start one there, or unset it to use one of your own"
+        )
+    if settings.mesh.address:
+        return f"a server of the mesh, at {address}, does not answer: {why}; 'nha mesh status' says whose address it is"
+    return f"the mesh at {address} does not answer: {why}; 'nha mesh logs' may say why"
 
 
 def _say(line: str, reason: str) -> None:

@@ -8,13 +8,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import click
+import grpc
 import pytest
 import yaml
 
 from noronha.cli import background, documents, main, output, reference
+from noronha.v1 import mesh_pb2, mesh_pb2_grpc, metadata_pb2_grpc, project_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -215,6 +219,35 @@ def test_an_address_where_nobody_answers_is_named_with_where_it_was_set(tmp_path
             f"no mesh answers at {address}: " in answer.stderr and f"mesh.address, set in {origin}, " in answer.stderr
         )
         assert "start one there, or unset it" in answer.stderr and "nha mesh status" not in answer.stderr
+
+
+class _Metadata(metadata_pb2_grpc.MetadataServicer):
+    def GetProject(self, request: Any, context: Any) -> project_pb2.Project:
+        return project_pb2.Project(name=request.name)
+
+
+class _Mesh(mesh_pb2_grpc.MeshServicer):
+    builder = ""
+
+    def GetInfo(self, request: Any, context: Any) -> mesh_pb2.MeshInfo:
+        return mesh_pb2.MeshInfo(services=[{"name": "metadata"}, {"name": "builder", "address": self.builder}])
+
+
+def test_a_server_elsewhere_that_does_not_answer_is_named_itself(tmp_path: Path) -> None:
+    mesh = _Mesh()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    metadata_pb2_grpc.add_MetadataServicer_to_server(_Metadata(), server)
+    mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            mesh.builder = f"127.0.0.1:{taken.getsockname()[1]}"
+            answer = nha("bvers", "rm", "--proj", "p", "--tag", "t", home=tmp_path, NHA_MESH__ADDRESS=address)
+    finally:
+        server.stop(None).wait()
+    assert answer.returncode == 7 and f"a server of the mesh, at {mesh.builder}, does not answer" in answer.stderr
 
 
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ class _Manners(
 ):
     """Adds credentials and deadlines to synchronous calls and raises typed errors."""
 
-    def __init__(self, headers: Headers, deadline: float) -> None:
+    def __init__(self, target: str, headers: Headers, deadline: float) -> None:
+        self._target = target
         self._headers = headers
         self._deadline = deadline
 
@@ -136,19 +137,19 @@ class _Manners(
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         ended = _clock(details.method, request)
-        return _settled(continuation(self._details(details, True), request), ended)
+        return _settled(continuation(self._details(details, True), request), ended, self._target)
 
     def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
         ended = _clock(details.method, None)
-        return _settled(continuation(self._details(details, False), requests), ended)
+        return _settled(continuation(self._details(details, False), requests), ended, self._target)
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         ended = _clock(details.method, request)
-        return Answers(continuation(self._details(details, False), request), ended)
+        return Answers(continuation(self._details(details, False), request), ended, self._target)
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
         ended = _clock(details.method, None)
-        return Answers(continuation(self._details(details, False), requests), ended)
+        return Answers(continuation(self._details(details, False), requests), ended, self._target)
 
 
 Ended = Callable[[Any], None]
@@ -184,7 +185,7 @@ def _about(request: Any) -> str:
     return ""
 
 
-def _settled(call: Any, ended: Ended) -> Any:
+def _settled(call: Any, ended: Ended, target: str) -> Any:
     try:
         error = call.exception()
     except grpc.FutureCancelledError:
@@ -192,16 +193,17 @@ def _settled(call: Any, ended: Ended) -> Any:
         return call
     ended(call.code())
     if error is not None:
-        raise from_rpc(error) from None
+        raise from_rpc(error, target) from None
     return call
 
 
 class Answers:
     """The answers of a streaming call: an iterator that raises typed errors and can be cancelled."""
 
-    def __init__(self, call: Any, ended: Ended) -> None:
+    def __init__(self, call: Any, ended: Ended, target: str) -> None:
         self._call = call
         self._ended = ended
+        self._target = target
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -214,7 +216,7 @@ class Answers:
             raise
         except grpc.RpcError as error:
             self._ended(error.code())
-            raise from_rpc(error) from None
+            raise from_rpc(error, self._target) from None
 
     def cancel(self) -> None:
         """Gives the call up."""
@@ -239,7 +241,7 @@ def dial(target: str, *, token: str | None = None, deadline: float = DEADLINE) -
     Calls raise the classes of ``noronha.rpc.errors``. ``deadline`` is in seconds.
     """
     channel = grpc.insecure_channel(target, options=OPTIONS)
-    return grpc.intercept_channel(channel, _Manners(bearer(token), deadline))
+    return grpc.intercept_channel(channel, _Manners(target, bearer(token), deadline))
 
 
 class _Async:

@@ -50,6 +50,9 @@ class NoronhaError(Exception):
     code: ClassVar[int] = 2
     default_reason: ClassVar[str] = "UNKNOWN"
 
+    address = ""
+    """Where the call went, of an error that no server of Noronha wrote, as of a channel that found nobody; else ''."""
+
     def __init__(
         self,
         message: str,
@@ -232,8 +235,11 @@ def from_status(status: status_pb2.Status) -> NoronhaError:
     return error
 
 
-def from_rpc(error: Any) -> NoronhaError:
-    """Returns the error that a ``grpc.RpcError`` of either API stands for."""
+def from_rpc(error: Any, address: str = "") -> NoronhaError:
+    """Returns the error that a ``grpc.RpcError`` of either API stands for.
+
+    ``address`` is where the call went; an error that no server of Noronha wrote keeps it.
+    """
     from google.rpc import status_pb2
 
     code = error.code()
@@ -248,4 +254,6 @@ def from_rpc(error: Any) -> NoronhaError:
             if status.code == number:
                 return from_status(status)
     details = error.details() or ""
-    return BY_CODE.get(number, Unknown)(details or f"the call failed with {code}")
+    found = BY_CODE.get(number, Unknown)(details or f"the call failed with {code}")
+    found.address = address
+    return found

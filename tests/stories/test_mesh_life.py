@@ -175,7 +175,7 @@ def test_a_mesh_over_tcp_needs_its_token(newcomer: Any) -> None:
     assert newcomer.run("model", "list", check=True, **where).stdout == "No Model Record(s) found\n"
     newcomer.run("mesh", "down", check=True, **where)
     assert server.wait(60) == 0
-    assert "does not answer" in _one_line(newcomer.run("model", "list", **where))
+    assert "no mesh answers at" in _one_line(newcomer.run("model", "list", **where))
 
 
 def test_nothing_is_started_for_help_or_a_typo(newcomer: Any) -> None:

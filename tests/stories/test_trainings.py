@@ -247,5 +247,7 @@ def test_the_executed_notebook_is_fetched_also_of_one_that_failed(trainer: Any) 
     assert "before" in shown and "no such flower" in shown
     again = trainer.run("train", "notebook", "--name", "kept")
     assert again.returncode != 0 and "terminal" in again.stderr
+    told = trainer.json("train", "notebook", "--name", "kept", "--path", "other.ipynb")
+    assert told["path"] == "other.ipynb" and told["size_bytes"] == (trainer.cwd / "other.ipynb").stat().st_size
     missing = trainer.run("train", "notebook", "--name", "absent")
     assert missing.returncode == 3 and missing.stderr.count("Error:") == 1 and "Traceback" not in missing.stderr

@@ -161,6 +161,7 @@ def test_version_is_shown_for_people_and_machines(tmp_path: Path) -> None:
     assert nha("version", home=tmp_path).stdout.startswith("Noronha Dataops v")
     assert nha("version", "-o", "json", home=tmp_path).stdout.startswith('{"version": "')
     assert nha("-o", "json", "version", home=tmp_path).stdout.startswith('{"version": "')
+    assert nha("version", "-o", "table", home=tmp_path).stdout.startswith("VERSION\n")
 
 
 @pytest.mark.parametrize(

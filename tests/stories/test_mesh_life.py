@@ -140,6 +140,15 @@ def test_a_full_disk(newcomer: Any) -> None:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+def test_a_setting_that_came_after_the_mesh_is_told(newcomer: Any) -> None:
+    newcomer.nha("mesh", "up")
+    answer = newcomer.run("model", "list", NHA_MESH__GRACE="3")
+    (line,) = answer.stderr.splitlines()
+    assert answer.returncode == 0 and answer.stdout == "No Model Record(s) found\n"
+    assert "mesh.grace is 3.0 in NHA_MESH__GRACE" in line and "10.0" in line and "nha mesh down" in line
+    assert newcomer.run("model", "list").stderr == ""
+
+
 def test_a_mesh_key_in_the_working_directory_that_the_mesh_has_otherwise(newcomer: Any) -> None:
     """Also when the mesh does not run yet: nothing is started for a command that is refused."""
     file = newcomer.cwd / "nha.yaml"

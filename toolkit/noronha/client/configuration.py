@@ -48,7 +48,8 @@ def contradiction(configuration: Configuration, running: dict[str, str]) -> str 
     wanted = configuration.client.fingerprint()
     for key in sorted(configuration.client.written & wanted.keys()):
         have = running.get(key)
-        if have is None or have == wanted[key]:
+        elsewhere = configuration.client.origins[key] != str(configuration.local_file)
+        if have is None or have == wanted[key] or elsewhere:
             continue
         if key == "mesh.state_dir" and str(configuration.client.state_dir) == str(configuration.mesh.state_dir):
             continue
@@ -57,3 +58,14 @@ def contradiction(configuration: Configuration, running: dict[str, str]) -> str 
             f"~/.nha/nha.yaml; set it there and run 'nha mesh down', or remove it here"
         )
     return None
+
+
+def stale(configuration: Configuration, running: dict[str, str]) -> list[str]:
+    """Returns a line for each mesh key of the mesh's own file, or of the environment, that it was not started with."""
+    wanted = configuration.mesh.fingerprint()
+    return [
+        f"{key} is {wanted[key]} in {configuration.mesh.origins[key]}, but the mesh that runs was started with "
+        f"{running[key]}; after 'nha mesh down' the next one takes it up"
+        for key in sorted(configuration.mesh.written & wanted.keys() & running.keys() - {"mesh.state_dir"})
+        if running[key] != wanted[key]
+    ]

@@ -53,9 +53,9 @@ _started: list[subprocess.Popen[bytes]] = []
 def embedded(configuration: Configuration, *, start: bool = True, notice: Notice = _silent) -> Mesh:
     """Returns a connection to the embedded mesh, started when it does not answer.
 
-    A mesh of an older release is replaced; its tasks go on. Raises InvalidArgument ``SETTING_DIFFERS`` when
-    ``./nha.yaml`` holds a mesh key that the mesh has otherwise; Unavailable ``NO_MESH`` when none runs and none is to
-    be started; what ``start_mesh`` raises.
+    A mesh of an older release is replaced; its tasks go on. ``notice`` is told of settings that came after the mesh.
+    Raises InvalidArgument ``SETTING_DIFFERS`` when ``./nha.yaml`` holds a mesh key that the mesh has otherwise;
+    Unavailable ``NO_MESH`` when none runs and none is to be started; what ``start_mesh`` raises.
     """
     path = configuration.mesh.socket_path
     if not answers(path):
@@ -66,9 +66,13 @@ def embedded(configuration: Configuration, *, start: bool = True, notice: Notice
         _remember(path)
         return _connection(configuration, notice)
     mesh = _connection(configuration, notice)
-    if configuration.local_file is not None and _has_mesh_keys(configuration):
-        info = mesh.info()
-        _refuse(configuration, dict(info.settings))
+    if _has_mesh_keys(configuration):
+        from noronha.client.configuration import stale
+
+        running = dict(mesh.info().settings)
+        _refuse(configuration, running)
+        for line in stale(configuration, running):
+            notice(line)
     if not _known(path):
         info = mesh.info()
         if is_older(info.version, own_version()):
@@ -336,7 +340,7 @@ def _alive(process: int) -> bool:
 
 
 def _has_mesh_keys(configuration: Configuration) -> bool:
-    return bool(configuration.client.written & configuration.client.fingerprint().keys())
+    return bool((configuration.client.written | configuration.mesh.written) & configuration.mesh.fingerprint().keys())
 
 
 def _refuse(configuration: Configuration, running: dict[str, str]) -> None:

@@ -22,12 +22,12 @@ def check(request_id: str) -> str:
 
 
 def fingerprint(request: Any, caller: Principal) -> bytes:
-    """Returns the digest of what is asked and by whom: the kind of request, the caller, and the body without its id."""
-    body = type(request)()
-    body.CopyFrom(request)
-    body.request_id = ""
+    """Returns the digest of what is asked and by whom: the kind of request, the caller, and the body.
+
+    Its id may be in it: only requests of one id are ever compared.
+    """
     asked = f"{request.DESCRIPTOR.full_name}\0{caller.identity}\0".encode()
-    return hashlib.sha256(asked + body.SerializeToString(deterministic=True)).digest()
+    return hashlib.sha256(asked + request.SerializeToString(deterministic=True)).digest()
 
 
 async def first_answer(records: Any, request: Any, caller: Principal) -> records_pb2.CommitRecordsResponse | None:

@@ -214,6 +214,25 @@ def test_output_made_while_the_mesh_was_away_arrives_in_order_and_so_does_the_ou
     assert mesh.outcome.outcome == tasks_pb2.ReportOutcomeRequest.SUCCEEDED
 
 
+def test_publishing_waits_for_a_mesh_that_is_away(mesh, start):
+    process = start(
+        TRAINING,
+        "import os, time\nprint('begun')\nwhile not os.path.exists('go'): time.sleep(0.02)\n"
+        "from noronha.tools.publish import Publisher\nfrom noronha.tools.shortcuts import tmp_path\n"
+        "_ = open(tmp_path('clf.pkl'), 'w').write('model')\n_ = open('asking', 'w')\nPublisher()()",
+    )
+    until(lambda: b"begun" in mesh.log)
+    mesh.go()
+    (process.folder / "app" / "go").touch()
+    until((process.folder / "app" / "asking").exists)
+    away = time.monotonic() + 4  # longer than gRPC itself asks again
+    until(lambda: process.poll() is not None or time.monotonic() > away)
+    assert process.poll() is None
+    mesh.come()
+    assert finished(process) == 0
+    assert mesh.published == ["models/iris-clf/versions/experiment-v1@1"]
+
+
 def test_a_task_that_the_mesh_has_given_up_ends_by_itself(mesh, start):
     process = start(TRAINING, "import time\nwhile True:\n  print('x')\n  time.sleep(0.1)")
     until(lambda: b"x" in mesh.log)

@@ -88,14 +88,16 @@ def model_version(
     replace: Replace | None = None,
     notice: Notice = _silent,
     progress: Progress | None = None,
+    patience: float = 0.0,
 ) -> model_version_pb2.ModelVersion:
     """Publishes a version of a model and returns its record.
 
-    As ``dataset``; ``training``, ``dataset`` and ``pretrained`` are full names of what it came from.
+    As ``dataset``; ``training``, ``dataset`` and ``pretrained`` are full names of what it came from. ``patience`` is
+    how many seconds the mesh may be away before anything was sent; afterwards it is waited for in any case.
     """
     fields = {"details_json": details_json, "training": training, "dataset": dataset, "pretrained": pretrained}
     found: model_version_pb2.ModelVersion = _new(
-        mesh, _VERSION, model, version_id, files, fields, replace, notice, progress
+        mesh, _VERSION, model, version_id, files, fields, replace, notice, progress, patience
     )
     return found
 
@@ -146,6 +148,7 @@ def _new(
     replace: Replace | None,
     notice: Notice,
     progress: Progress | None,
+    patience: float = 0.0,
 ) -> Any:
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import metadata_pb2
@@ -154,27 +157,26 @@ def _new(
     existing = None
     if identity is not None:
         name = names.join(kind.name, model, names.check_id(identity, "name"))
-        existing = _find(mesh, kind, name)
+        existing = persistently(mesh, lambda: _find(mesh, kind, name), patience=patience)
         if existing is not None and (replace is None or not replace(existing)):
             raise AlreadyExists(
                 f"{kind.name.replace('_', ' ')} {model}:{identity} exists; choose another name or overwrite it",
                 name=name,
             )
     record = _record(kind, files, fields)
-    upload, held = _upload(mesh, kind, parent, identity, files, notice, progress)
+    upload, held = _upload(mesh, kind, parent, identity, files, notice, progress, patience)
     common = {kind.name: record, "request_id": new_request_id(), "upload": upload, "files": held}
-    stub: Any = mesh.metadata
     if existing is None:
         create = getattr(metadata_pb2, f"{kind.create}Request")(
             parent=parent, **{f"{kind.name}_id": identity or ""}, **common
         )
-        return persistently(mesh, lambda: getattr(stub, kind.create)(create, timeout=120))
+        return persistently(mesh, lambda: getattr(mesh.metadata, kind.create)(create, timeout=120))
     record.name = existing.name
     publish = getattr(metadata_pb2, f"{kind.publish}Request")(
         expected_revision=existing.revision, without_files=files.path is None, **common
     )
     publish.update_mask.paths.append("*")
-    return persistently(mesh, lambda: getattr(stub, kind.publish)(publish, timeout=120))
+    return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(publish, timeout=120))
 
 
 def _next(
@@ -245,12 +247,14 @@ def _upload(
     files: Files,
     notice: Notice,
     progress: Progress | None,
+    patience: float = 0.0,
 ) -> tuple[str, list[file_pb2.File]]:
     """Brings the files into Store; returns the upload's name and the files, nothing when none are published."""
     from noronha.client import archive, packing, transfer
     from noronha.v1 import metadata_pb2
 
-    definition = mesh.metadata.GetModel(metadata_pb2.GetModelRequest(name=model))
+    request = metadata_pb2.GetModelRequest(name=model)
+    definition = persistently(mesh, lambda: mesh.metadata.GetModel(request), patience=patience)
     if files.path is None:
         return "", []
     specs = getattr(definition, kind.specs)

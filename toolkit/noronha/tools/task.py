@@ -346,6 +346,7 @@ class Task:
                     pretrained=asked.get("pretrained"),
                     replace=lambda _: True,
                     notice=lambda line: live.add(f"{line}\n"),
+                    patience=PATIENCE,
                 )
                 break
             except (Aborted, AlreadyExists):  # somebody else published that name at the same moment; ours comes next

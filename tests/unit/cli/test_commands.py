@@ -92,6 +92,14 @@ def nha(*arguments: str, home: Path, cwd: Path | None = None, **environment: str
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _stopped(tmp_path: Path) -> Iterator[None]:
+    """Leaves no mesh behind where a command that should have been refused has started one."""
+    yield
+    if (tmp_path / ".nha" / "mesh").exists():
+        nha("mesh", "down", "--stop-tasks", home=tmp_path)
+
+
 @pytest.mark.parametrize(
     "arguments,part",
     [

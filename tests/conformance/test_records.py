@@ -240,7 +240,7 @@ class RecordsSuite:
         current = await records.get("t", name)
         assert current is None or current.body == b"2c", "a write that is not current takes nothing from the name"
 
-    async def test_the_highest_revision_is_remembered_until_the_name_is_gone(self, records: Records) -> None:
+    async def test_the_highest_revision_is_remembered_also_when_the_name_is_gone(self, records: Records) -> None:
         name = "models/m/versions/v"
         for revision in (1, 2):
             await write(records, put(name, kind="model_version", revision=revision))
@@ -249,8 +249,9 @@ class RecordsSuite:
         assert current is not None and current.key.revision == 1
         assert await records.highest("t", name) == 2
         await write(records, Delete(key(name, "model_version", 1)))
-        assert await records.highest("t", name) == 0
+        assert await records.highest("t", name) == 2
         assert await records.get("t", name) is None
+        assert await records.highest("t", "models/m/versions/other") == 0
 
     async def test_scans_are_in_order_and_keep_their_place(self, records: Records) -> None:
         wanted = []

@@ -103,9 +103,9 @@ class Everything(RuleBasedStateMachine):
             (bool(training) and training not in self.trainings and version not in self.versions, NotFound, "NOT_FOUND"),
         ) if not (version in self.versions and training and training not in self.trainings) else None  # fmt: skip
         if made is not None:
-            assert made.revision == 1
-            self.versions[version] = {1: training}
-            self.highest[version] = 1
+            self.highest[version] = self.highest.get(version, 0) + 1
+            assert made.revision == self.highest[version], "a number is never used twice"
+            self.versions[version] = {made.revision: training}
 
     @rule(version=VERSIONS, expected=st.one_of(st.just(0), NUMBERS))
     def publish(self, version: str, expected: int) -> None:
@@ -144,7 +144,7 @@ class Everything(RuleBasedStateMachine):
             for each in removed:
                 del self.versions[version][each]
             if not self.versions[version]:
-                del self.versions[version], self.highest[version]
+                del self.versions[version]
             self.aliases = {
                 alias: target for alias, target in self.aliases.items() if self.exists(*target) or target[0] != version
             }

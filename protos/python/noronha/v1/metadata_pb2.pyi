@@ -539,7 +539,7 @@ class PublishModelVersionRequest(google.protobuf.message.Message):
     without_files: builtins.bool
     """Whether the new revision holds no files."""
     allow_missing: builtins.bool
-    """Whether a name that is not used yet becomes revision 1 instead of NOT_FOUND."""
+    """Whether a name that is not used gets its first revision instead of NOT_FOUND."""
     @property
     def model_version(self) -> noronha.v1.model_version_pb2.ModelVersion:
         """The version with its bare name and the new values."""
@@ -755,7 +755,7 @@ class PublishDatasetRequest(google.protobuf.message.Message):
     without_files: builtins.bool
     """Whether the new revision holds no files."""
     allow_missing: builtins.bool
-    """Whether a name that is not used yet becomes revision 1 instead of NOT_FOUND."""
+    """Whether a name that is not used gets its first revision instead of NOT_FOUND."""
     @property
     def dataset(self) -> noronha.v1.dataset_pb2.Dataset:
         """The dataset with its bare name and the new values."""

@@ -395,7 +395,8 @@ class MetadataServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateModelVersion(self, request, context):
-        """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
+        """Creates the first revision of a version from an upload, in one atomic step: number 1, or the next one where a version of
+        that name was deleted, for a number is never used twice. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
         references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
         `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
         `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
@@ -436,7 +437,7 @@ class MetadataServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateDataset(self, request, context):
-        """Creates revision 1 of a dataset from an upload, in one atomic step. Raises as CreateModelVersion.
+        """Creates the first revision of a dataset from an upload, in one atomic step. Numbered, and raises, as CreateModelVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

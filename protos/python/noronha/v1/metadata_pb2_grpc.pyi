@@ -136,7 +136,8 @@ class MetadataStub:
         noronha.v1.metadata_pb2.CreateModelVersionRequest,
         noronha.v1.model_version_pb2.ModelVersion,
     ]
-    """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
+    """Creates the first revision of a version from an upload, in one atomic step: number 1, or the next one where a version of
+    that name was deleted, for a number is never used twice. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
     references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
     `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
     `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
@@ -175,7 +176,7 @@ class MetadataStub:
         noronha.v1.metadata_pb2.CreateDatasetRequest,
         noronha.v1.dataset_pb2.Dataset,
     ]
-    """Creates revision 1 of a dataset from an upload, in one atomic step. Raises as CreateModelVersion."""
+    """Creates the first revision of a dataset from an upload, in one atomic step. Numbered, and raises, as CreateModelVersion."""
 
     PublishDataset: grpc.UnaryUnaryMultiCallable[
         noronha.v1.metadata_pb2.PublishDatasetRequest,
@@ -468,7 +469,8 @@ class MetadataAsyncStub:
         noronha.v1.metadata_pb2.CreateModelVersionRequest,
         noronha.v1.model_version_pb2.ModelVersion,
     ]
-    """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
+    """Creates the first revision of a version from an upload, in one atomic step: number 1, or the next one where a version of
+    that name was deleted, for a number is never used twice. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
     references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
     `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
     `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
@@ -507,7 +509,7 @@ class MetadataAsyncStub:
         noronha.v1.metadata_pb2.CreateDatasetRequest,
         noronha.v1.dataset_pb2.Dataset,
     ]
-    """Creates revision 1 of a dataset from an upload, in one atomic step. Raises as CreateModelVersion."""
+    """Creates the first revision of a dataset from an upload, in one atomic step. Numbered, and raises, as CreateModelVersion."""
 
     PublishDataset: grpc.aio.UnaryUnaryMultiCallable[
         noronha.v1.metadata_pb2.PublishDatasetRequest,
@@ -826,7 +828,8 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.metadata_pb2.CreateModelVersionRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.model_version_pb2.ModelVersion, collections.abc.Awaitable[noronha.v1.model_version_pb2.ModelVersion]]:
-        """Creates revision 1 of a version from an upload, in one atomic step. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
+        """Creates the first revision of a version from an upload, in one atomic step: number 1, or the next one where a version of
+        that name was deleted, for a number is never used twice. Raises ALREADY_EXISTS for a used name; NOT_FOUND for
         references; FAILED_PRECONDITION `MISSING_FILE`, `FILE_TOO_LARGE`, `UPLOAD_INCOMPLETE`, `BLOB_NOT_HELD`, `NOT_LIGHTWEIGHT`,
         `STORAGE_CLASS_MISMATCH`, `TASK_ENDED` for a task in the name of its training that has ended; PERMISSION_DENIED
         `NOT_YOUR_UPLOAD`; INVALID_ARGUMENT `UNEXPECTED_FILE`, `BAD_PATH`, `BAD_DIGEST`, `BAD_ARCHIVE`, `TOO_MANY_FILES`,
@@ -875,7 +878,7 @@ class MetadataServicer(metaclass=abc.ABCMeta):
         request: noronha.v1.metadata_pb2.CreateDatasetRequest,
         context: _ServicerContext,
     ) -> typing.Union[noronha.v1.dataset_pb2.Dataset, collections.abc.Awaitable[noronha.v1.dataset_pb2.Dataset]]:
-        """Creates revision 1 of a dataset from an upload, in one atomic step. Raises as CreateModelVersion."""
+        """Creates the first revision of a dataset from an upload, in one atomic step. Numbered, and raises, as CreateModelVersion."""
 
     @abc.abstractmethod
     def PublishDataset(

@@ -285,7 +285,10 @@ class Records(Protocol):
         ...
 
     async def highest(self, tenant: str, name: str) -> int:
-        """Returns the highest revision number that a name ever had since it came to be, 0 when it has none."""
+        """Returns the highest revision number that a name ever had, also before it was deleted; 0 when it had none.
+
+        What refers to a revision by its number must never come to mean another one.
+        """
         ...
 
     async def scan(self, tenant: str, scan: Scan) -> Page:

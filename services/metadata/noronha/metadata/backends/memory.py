@@ -297,8 +297,6 @@ class MemoryRecords:
             del kept.current[name]
         if delete.current is not None:
             kept.current[name] = delete.current
-        if not kept.named(name):
-            kept.highest.pop(name, None)
 
     def _enter(self, tenant: str, key: Key, deleted: bool, now: int) -> None:
         self._newest += 1

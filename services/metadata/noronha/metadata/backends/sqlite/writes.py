@@ -243,11 +243,6 @@ class Writes:
         if delete.current is not None:
             self._point_away(tenant, key.name)
             self._point(tenant, Key(key.kind, key.name, delete.current), True)
-        self._execute(
-            "DELETE FROM revisions WHERE tenant = ?1 AND name = ?2"
-            " AND NOT EXISTS (SELECT 1 FROM records WHERE tenant = ?1 AND name = ?2)",
-            (tenant, key.name),
-        )
 
     def _holds(self, tenant: str, condition: Condition, written: set[tuple[str, int]], ids: set[int]) -> bool:
         if isinstance(condition, Exists):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from noronha.rpc.errors import Unavailable
+from noronha.rpc.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from noronha.client.connect import Mesh
@@ -21,16 +21,16 @@ def persistently(mesh: Mesh, call: Callable[[], Answer], *, patience: float = PA
     """Returns what ``call()`` returns, called again while the mesh is away; an embedded one is started again.
 
     Only for calls whose repeat is harmless: reads, and writes that carry one request id through all repeats. Raises
-    Unavailable after ``patience`` seconds, ``MESH_STOPPED`` when the mesh was stopped meanwhile, and at once whatever
-    else the call raises.
+    Unavailable or DeadlineExceeded after ``patience`` seconds, Unavailable ``MESH_STOPPED`` when the mesh was stopped
+    meanwhile, and at once whatever else the call raises.
     """
     deadline = time.monotonic() + patience
     pause = 0.1
     while True:
         try:
             return call()
-        except Unavailable as error:
-            if time.monotonic() + pause > deadline or error.reason != Unavailable.default_reason:
+        except (Unavailable, DeadlineExceeded) as error:  # one that stands still does not even refuse
+            if time.monotonic() + pause > deadline or error.reason != error.default_reason:
                 raise
         mesh.revive()
         time.sleep(pause)

@@ -132,7 +132,9 @@ async def _create(draft: Draft, request: Any) -> Any:
         key, current = await _next_build(draft, name, message)
     elif kind == "deployment_revision":
         bare = name.bare.rpartition("/")[0]
-        key = Key(kind, bare, await _next_number(draft, kind, bare))
+        # They go with their deployment and nobody else keeps their numbers, so a new one counts from 1.
+        there = [number for number, _ in await draft.records.revisions(draft.tenant, bare)]
+        key = Key(kind, bare, _next_number(draft, kind, bare, max(there, default=0)))
         message.name = kinds.full_name(key)
     else:
         key = kinds.key_of(name)
@@ -147,9 +149,9 @@ async def _create(draft: Draft, request: Any) -> Any:
     return _record(key, message, lease)
 
 
-async def _next_number(draft: Draft, kind: str, name: str) -> int:
-    """Returns the number of the next revision of a name; that nobody else takes it follows from its key."""
-    number = await draft.records.highest(draft.tenant, name) + 1
+def _next_number(draft: Draft, kind: str, name: str, highest: int) -> int:
+    """Returns the number that follows the highest of a name; that nobody else takes it follows from its key."""
+    number = highest + 1
     while draft.has_written(Key(kind, name, number)):
         number += 1
     return number
@@ -161,7 +163,7 @@ def _succeeded(message: Any) -> bool:
 
 async def _next_build(draft: Draft, name: Name, build: Any) -> tuple[Key, bool]:
     """Returns the key of a tag's next build, and whether the bare name means it at once."""
-    build.revision = await _next_number(draft, "build", name.bare)
+    build.revision = _next_number(draft, "build", name.bare, await draft.records.highest(draft.tenant, name.bare))
     return Key("build", name.bare, build.revision), await _is_meant(draft, name.bare, build)
 
 

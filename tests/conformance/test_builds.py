@@ -145,6 +145,17 @@ class BuildsSuite:
         assert "noronha-dataops" in made.notices[0]
         assert not self.installed(made, "noronha-dataops").startswith("1.6")
 
+    async def test_what_a_project_pins_is_what_it_gets(self, make: Any) -> None:
+        """Also of what the mesh itself needs in other versions."""
+        pins = {"protobuf": "3.20.3", "click": "7.1.2", "gunicorn": "20.1.0"}
+        made = await make({**PROJECT, "requirements.txt": "".join(f"{name}=={pin}\n" for name, pin in pins.items())})
+        assert {name: self.installed(made, name) for name in pins} == pins
+        assert self.installed(made, "noronha-dataops") and self.installed(made, "ipykernel")
+
+    async def test_an_environment_holds_nothing_of_the_mesh_but_its_toolkit(self, make: Any) -> None:
+        made = await make()
+        assert [self.installed(made, name) for name in ("grpcio", "protobuf", "click", "PyYAML")] == [""] * 4
+
     async def test_the_log_is_live(self, make: Any) -> None:
         lines: list[str] = []
         await make(log=lines.append)
@@ -264,7 +275,7 @@ class TestVenv(BuildsSuite):
     async def test_the_toolkit_is_the_running_code(self, make: Any) -> None:
         made = await make()
         python = places.environment_python(self._root, made.artifact.environment_digest)
-        script = "import noronha.rpc.errors as e, noronha.v1.tasks_pb2_grpc; print(e.__file__)"
+        script = "import noronha.rpc.errors as e, noronha.tools.serving; print(e.__file__)"
         answer = answer_of(python, "-I", "-c", script)
         assert answer.startswith(str(self._root))
         ours = Path(sys.modules["noronha.rpc.errors"].__file__ or "")
@@ -359,7 +370,7 @@ class TestVenv(BuildsSuite):
         )  # fmt: skip
         assert answer.returncode == -signal.SIGKILL, answer.stderr
         for folder in (root / "builder" / "environments").iterdir():
-            answer_of(folder / "bin" / "python", "-I", "-c", "import colorama, grpc, ipykernel")
+            answer_of(folder / "bin" / "python", "-I", "-c", "import colorama, ipykernel, noronha.tools")
         backend = VenvBackend(root)
         await backend.open()
         await self.until(lambda: not marked("killed"))

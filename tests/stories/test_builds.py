@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,45 @@ def test_sources_that_are_not_there_are_named(builder: Any) -> None:
     builder.nha("proj", "new", "--name", "homeless")
     assert "[NO_SOURCE]" in builder.refused("proj", "build", "--proj", "homeless", "--from-home")
     assert "[NO_WORKING_PROJECT]" in builder.refused("proj", "build", cwd=builder.home)
+
+
+def test_a_project_whose_pins_the_mesh_could_not_run_with_trains_and_serves(builder: Any, make_project: Any) -> None:
+    versions = "from importlib.metadata import version\nfound = [version(name) for name in ('protobuf', 'grpcio', 'click')]"
+    project = make_project(
+        builder.home / "pinned",
+        {
+            "train": (
+                "a = 41",
+                f"{versions}\nprint(found)",
+                "from noronha.tools.publish import Publisher\nfrom noronha.tools.shortcuts import tmp_path\n"
+                "open(tmp_path('answer.txt'), 'w').write(str(a + 1))\nPublisher()(details={'found': found})",
+            ),
+            "online": (
+                "a = 1",
+                f"{versions}\nfrom noronha.tools.serving import OnlinePredict\nOnlinePredict(predict_func=lambda x: found)()",
+            ),
+            "lazy": (
+                "a = 1",
+                "from noronha.tools.serving import LazyModelServer\n"
+                "LazyModelServer(predict_func=lambda x, model: model,"
+                " load_model_func=lambda path: int(open(f'{path}/answer.txt').read()))()",
+            ),
+        },
+    )
+    (project / "requirements.txt").write_text("protobuf==3.20.3\ngrpcio==1.62.0\nclick==7.1.2\n")
+    (project / "Dockerfile").unlink()
+    builder.nha("model", "new", "--name", "pinned", "--model-file", '{"name": "answer.txt"}')
+    builder.nha("proj", "new", "--name", "pinned", "--home-dir", ".", "--model", "pinned", cwd=project)
+    builder.nha("proj", "build", cwd=project)
+    pins = ["3.20.3", "1.62.0", "7.1.2"]
+    builder.nha("train", "new", "--name", "t", "--nb", "notebooks/train", cwd=project)
+    assert builder.json("movers", "info", "--name", "t", "--model", "pinned")["details"] == {"found": pins}
+    for name, version, answer in (("online", "", pins), ("lazy", "&model_version=t", 42)):
+        builder.nha("depl", "new", "--name", name, "--nb", f"notebooks/{name}", "--mv", "pinned:t", cwd=project)
+        address = f"http://127.0.0.1:{builder.router_port}/predict?project=pinned&deploy={name}{version}"
+        with urllib.request.urlopen(urllib.request.Request(address, data=b"[]", method="POST"), timeout=30) as said:
+            assert json.load(said)["result"] == answer
+        builder.nha("depl", "rm", "--name", name, cwd=project)
 
 
 def test_removed_builds_are_gone(builder: Any) -> None:

@@ -273,6 +273,8 @@ def test_the_log_is_kept_read_by_position_and_followed_to_its_end(server: Server
     full = f"{created.name}@{created.revision}"
     followed = server.log(full, follow=True)
     assert server.get(full).status.state == TaskStatus.SUCCEEDED
+    _, project_id, _, tag = created.name.split("/")
+    assert followed.startswith(f"building {project_id}:{tag}@1\n")
     assert "colorama==0.4.6" in followed
     assert followed.endswith("built\n")
     assert server.log(created.name) == followed

@@ -93,6 +93,12 @@ def test_a_later_file_covers_an_earlier_one() -> None:
         "RUN conda env update -f environment.yml",
         "RUN <<EOF\napt-get update\nEOF",
         "FRON x",
+        "RUN echo hi > /app/x",
+        "RUN echo hi>>x && true",
+        "RUN : >| x",
+        "RUN echo a 2> errors.txt",
+        "RUN bash -c 'echo hi > /app/x'",
+        "RUN pip install -r requirements.txt > pip.log",
     ],
 )
 def test_what_is_not_applied_is_said_once_for_each_instruction(line: str) -> None:
@@ -114,6 +120,15 @@ ADD . .
         "numpy>=1.24", "pandas[excel]==2.0", "--index-url https://index.local/simple", "./src", "joblib",
     ]  # fmt: skip
     assert plan.notices == []
+
+
+@pytest.mark.parametrize(
+    "line", ["echo hi", "echo done >&2", "pip install joblib > /dev/null 2>&1", "pip install joblib 2>/dev/null; echo '<x>'"]
+)
+def test_output_that_goes_nowhere_is_no_file(line: str) -> None:
+    plan = dockerfile.plan(f"FROM noronhadataops/noronha\nADD . .\nRUN {line}\n", FILES)
+    assert plan.notices == []
+    assert plan.requirements == ([("joblib", "Dockerfile line 3")] if "pip" in line else [])
 
 
 def test_requirements_may_be_copied_anywhere_first() -> None:

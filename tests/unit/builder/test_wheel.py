@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 from noronha.builder import wheel
 
@@ -22,12 +25,39 @@ def test_it_holds_what_clients_need_and_no_server() -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
-def test_its_record_names_every_file_and_its_metadata_only_the_base() -> None:
+def test_its_record_names_every_file_and_it_requires_nothing() -> None:
     archive = zipfile.ZipFile(io.BytesIO(wheel.make().content))
     (information,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
     recorded = {line.split(",")[0] for line in archive.read(f"{information}/RECORD").decode().splitlines()}
     assert recorded == set(archive.namelist())
     metadata = archive.read(f"{information}/METADATA").decode()
-    assert "Requires-Dist: grpcio" in metadata
-    assert "extra" not in metadata
-    assert "nbclient" not in metadata
+    assert "Name: noronha-dataops" in metadata
+    assert "Requires-Dist" not in metadata
+
+
+def test_what_notebooks_import_needs_the_standard_library_alone(tmp_path: Path) -> None:
+    zipfile.ZipFile(io.BytesIO(wheel.make().content)).extractall(tmp_path)
+    script = (
+        "import importlib.util, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "assert not [name for name in ('yaml', 'grpc', 'click', 'google') if importlib.util.find_spec(name)]\n"
+        "from noronha.tools import channel, gunicorn_server, publish, serving, shortcuts\n"
+        "from noronha.tools.errors import ServingError\n"
+        "serving.OnlinePredict(predict_func=print), serving.LazyModelServer(print, load_model_func=print, model_name='m')\n"
+        "try:\n"
+        "    gunicorn_server.settings({})\n"
+        "except ServingError as error:\n"
+        "    print(error.reason, error)\n"
+        "try:\n"
+        "    publish.Publisher()()\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    # Isolated and without site, an interpreter finds nothing that was installed.
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    refused, outside = answer.stdout.splitlines()
+    assert refused.startswith("GUNICORN_UNUSABLE gunicorn, which is not installed, cannot serve on Python ")
+    assert outside == "OutsideTaskError"

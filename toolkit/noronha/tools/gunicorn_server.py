@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 from noronha.tools import surroundings
@@ -83,9 +85,7 @@ def settings(
 
 
 def _check(chosen: Mapping[str, Any]) -> None:
-    from gunicorn.config import Config
-
-    config = Config()
+    config = _loaded()()
     for key, value in chosen.items():
         if key not in config.settings:
             raise ServingError(f"{key!r} is no setting of gunicorn; see docs.gunicorn.org for those there are",
@@ -95,6 +95,28 @@ def _check(chosen: Mapping[str, Any]) -> None:
         except (TypeError, ValueError) as error:
             raise ServingError(f"gunicorn's setting {key!r} cannot be {value!r}: {error}",
                                reason="BAD_SETTING", setting=key) from None  # fmt: skip
+
+
+def _loaded() -> Any:
+    """Returns gunicorn's class of settings once all of gunicorn that serves is imported.
+
+    A project may pin any gunicorn. Raises ServingError ``GUNICORN_UNUSABLE`` for one that this Python cannot import.
+    """
+    try:
+        import gunicorn.app.base
+        import gunicorn.arbiter
+        import gunicorn.config
+    except Exception as error:
+        try:
+            found = f"gunicorn {metadata.version('gunicorn')}"
+        except metadata.PackageNotFoundError:
+            found = "gunicorn, which is not installed,"
+        raise ServingError(
+            f"{found} cannot serve on Python {platform.python_version()}: {error}; name another version of gunicorn, "
+            "or what it misses, in the project's requirements, and build it again",
+            reason="GUNICORN_UNUSABLE",
+        ) from error
+    return gunicorn.config.Config
 
 
 def _bracketed(host: str) -> str:

@@ -168,7 +168,7 @@ class Attempts:
         def tell(line: str) -> None:
             self._logs.write(reference, line)
 
-        tell(f"building {full_name(build)}" + (f", attempt {attempt.fence}" if attempt.fence > 1 else ""))
+        tell(f"building {revisions.written(build)}" + (f", attempt {attempt.fence}" if attempt.fence > 1 else ""))
         export = self._exports / run
         notices: list[str] = []
         tree: Tree | None = None

@@ -337,8 +337,10 @@ class _Reader:
                 words = words[1:]
             if words and words[0] in ("sudo", "exec", "time", "nice"):
                 words = words[1:]
+            words, writes = _without_redirections(words)
             if words and not self._command(words):
                 understood = False
+            understood = understood and not writes
         self._folder = folder
         return understood
 
@@ -431,6 +433,23 @@ def _below(path: str, place: str) -> bool:
 
 def _is_text(path: str) -> bool:
     return path.endswith((".txt", ".in"))
+
+
+def _without_redirections(words: list[str]) -> tuple[list[str], bool]:
+    """Returns a simple command without its redirections, and whether one of them writes a file."""
+    kept: list[str] = []
+    writes = False
+    rest = iter(words)
+    for word in rest:
+        if not (set(word) <= set("<>&|") and set(word) & set("<>")):
+            kept.append(word)
+            continue
+        if kept and kept[-1].isdigit():
+            kept.pop()  # the descriptor, as in 2>/dev/null
+        target = next(rest, "")
+        descriptor = word.endswith("&") and (target.isdigit() or target == "-")
+        writes |= ">" in word and not descriptor and target not in ("/dev/null", "/dev/stdout", "/dev/stderr")
+    return kept, writes
 
 
 def _commands(text: str) -> list[list[str]]:

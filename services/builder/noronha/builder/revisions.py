@@ -28,6 +28,11 @@ def full_name(build: Build) -> str:
     return f"{build.name}@{build.revision}"
 
 
+def written(build: Build) -> str:
+    """Returns how people write one revision: ``project:tag@revision``."""
+    return ":".join(names.parse(build.name, "build").ids) + f"@{build.revision}"
+
+
 def reference_of(build: Build) -> str:
     """Returns what tells this revision from those of all tenants: the present tenant and its full name."""
     return f"{principals.current().tenant} {full_name(build)}"

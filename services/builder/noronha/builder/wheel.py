@@ -2,6 +2,9 @@
 
 What a notebook imports has to be of one version with the mesh that it talks to, so it is packed from the modules that
 run right now, whether they were installed or are edited in a checkout. Only what clients need goes in.
+
+It requires nothing: what a notebook imports needs the standard library alone, so a project may pin any protobuf, grpcio
+or click. One that speaks to the mesh itself, by ``noronha.client``, names what that needs among its own requirements.
 """
 
 from __future__ import annotations
@@ -45,9 +48,7 @@ def make() -> Wheel:
     version = installed.version
     files = _modules()
     information = f"{DISTRIBUTION.replace('-', '_')}-{version}.dist-info"
-    files[f"{information}/METADATA"] = _metadata(
-        version, installed.metadata["Requires-Python"], installed.requires or []
-    )
+    files[f"{information}/METADATA"] = _metadata(version, installed.metadata["Requires-Python"])
     files[f"{information}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: noronha\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
@@ -82,11 +83,10 @@ def _modules() -> dict[str, bytes]:
     return files
 
 
-def _metadata(version: str, python: str | None, requires: list[str]) -> bytes:
+def _metadata(version: str, python: str | None) -> bytes:
     lines = ["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {version}"]
     if python:
         lines.append(f"Requires-Python: {python}")
-    lines += [f"Requires-Dist: {each}" for each in requires if "extra ==" not in each]
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -27,9 +27,12 @@ from noronha.v1.build_pb2 import Artifact, Source
 from noronha.v1.file_pb2 import File
 
 OURS = ("ipykernel", "gunicorn")
-"""What tasks need in an environment beside our own wheel: the kernel, and the server of predictions."""
+"""What tasks need in an environment beside our own wheel: the kernel, and the server of predictions.
 
-_RECIPE = 1
+Without bounds, so that what a project pins, itself or by what it requires, is what it gets.
+"""
+
+_RECIPE = 2
 """Raised when environments of the same requirements have to be made anew."""
 
 _READERS = 8
@@ -189,7 +192,10 @@ class VenvBackend:
             command += ["--constraints", str(constraints)]
         if job.build.no_cache:
             command.append("--no-cache")
-        await self._run([*command, str(own), *OURS], start, job, log)
+        await self._run([*command, *OURS], start, job, log)
+        # Ours goes in last, in place of any that a requirement brought, and has no say in which versions there are.
+        ours = ["pip", "install", "--python", str(partial / "bin" / "python"), "--no-deps", "--offline", str(own)]
+        await self._run(ours, work, job, log)
         return partial
 
     async def _run(self, arguments: list[str], folder: Path, job: Job, log: Log) -> None:

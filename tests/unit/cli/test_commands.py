@@ -160,6 +160,14 @@ def test_an_unknown_setting_is_one_line_that_names_the_nearest(tmp_path: Path) -
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("port", "why"), [("banana", "a whole number, not 'banana'"), ("70000", "1 to 65535, not 70000")])
+def test_a_setting_that_cannot_be_is_said_by_its_key(tmp_path: Path, port: str, why: str) -> None:
+    """And not by the option of some command that is called alike."""
+    (tmp_path / "nha.yaml").write_text(f"router: {{port: {port}}}\n")
+    answer = nha("model", "list", home=tmp_path)
+    assert (answer.returncode, answer.stderr) == (2, f"Error: setting router.port must be {why} [BAD_SETTING]\n")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     (tmp_path / "nha.yaml").write_text("ruoter: {port: 1}\n")
     assert "Traceback" in nha("-d", "model", "list", home=tmp_path).stderr

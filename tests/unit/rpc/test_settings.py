@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,36 @@ def test_anything_else_is_refused_with_the_form(address: str) -> None:
     with pytest.raises(InvalidArgument, match=r"must be host:port, such as 127\.0\.0\.1:7401, or unix:/path") as caught:
         settings.load(None, {"NHA_MESH__ADDRESS": address})
     assert caught.value.reason == "BAD_SETTING"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        *((f"{section}: {{port: {port}}}", f"{section}.port must be 1 to 65535, not {port}")
+          for section in ("router", "mongo", "file_store", "lightweight_store", "web_server")
+          for port in (0, -1, 65536, 70000)),
+        ("mesh: {idle_stop: -1}", "mesh.idle_stop must be at least 0, not -1.0"),
+        ("mesh: {log_max_bytes: -1}", "mesh.log_max_bytes must be at least 0, not -1"),
+        ("runner: {grace: .nan}", "runner.grace must be at least 0, not nan"),
+        ("runner: {heartbeat_timeout: .inf}", "runner.heartbeat_timeout must be a finite number, not inf"),
+        ("container_manager: {healthcheck: {retries: -1}}", "healthcheck.retries must be at least 0, not -1"),
+        ("web_server: {threads: {number: -2}}", "web_server.threads.number must be at least 0, not -2"),
+        ("container_manager: {api_timeout: -0.5}", "container_manager.api_timeout must be at least 0, not -0.5"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused_where_they_are_read(tmp_path: Path, line: str, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(why)) as caught:
+        _load(tmp_path, line + "\n")
+    assert caught.value.reason == "BAD_SETTING"
+
+
+def test_the_ends_of_what_a_number_may_be_are_taken(tmp_path: Path) -> None:
+    lines = "mesh: {idle_stop: 0}\nrouter: {port: 65535, concurrency: 0}\ncontainer_manager: {api_timeout: null}\n"
+    loaded = _load(tmp_path, lines, {"NHA_MONGO__PORT": "1"})
+    assert (loaded.mesh.idle_stop, loaded.router.port, loaded.mongo.port) == (0, 65535, 1)
+    assert loaded.container_manager.api_timeout is None
+    with pytest.raises(InvalidArgument, match=r"router\.port must be 1 to 65535"):
+        settings.load(None, {"NHA_ROUTER__PORT": "70000"})
 
 
 def test_words_are_taken_in_any_case_and_read_as_documented(tmp_path: Path) -> None:

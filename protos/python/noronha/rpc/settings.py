@@ -2,8 +2,8 @@
 
 Both ends read the same file, so both share this module. A client takes the first of ``./nha.yaml`` and
 ``~/.nha/nha.yaml``; a mesh takes ``~/.nha/nha.yaml`` or the file it is told. In the environment,
-``NHA_<SECTION>__<KEY>`` wins over the file. An unknown key is an error that names the nearest known one. Secrets never
-show in a repr.
+``NHA_<SECTION>__<KEY>`` wins over the file. An unknown key is an error that names the nearest known one; a port is 1 to
+65535, and no other number is below 0. Secrets never show in a repr.
 
 Accepted as in 1.6 but without effect in this version, which has neither servers of its own nor containers: all of
 ``mongo``, ``file_store``, ``lightweight_store`` and ``docker``; of ``container_manager``, ``api_timeout``,
@@ -15,6 +15,7 @@ start instead.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -24,8 +25,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from noronha.rpc.errors import InvalidArgument
 
-Check = Callable[[str], str]
-"""Returns a text as it is meant; raises ValueError, saying what it must be."""
+Check = Callable[[Any], Any]
+"""Returns a value of its key's type as it is meant; raises ValueError, saying what it must be."""
 
 
 def _one_of(*choices: str) -> Check:
@@ -50,6 +51,31 @@ def _address(text: str) -> str:
     if text and (found is None or (found[1] and not 1 <= int(found[1]) <= 65535)):
         raise ValueError(f"must be host:port, such as 127.0.0.1:7401, or unix:/path, not {text!r}")
     return text
+
+
+def _number(least: int, most: int | None = None) -> Check:
+    """The check of a key that takes a number from ``least`` to ``most``; None, where the key takes it, stays None."""
+    bounds = f"be at least {least}" if most is None else f"be {least} to {most}"
+
+    def check(number: float | None) -> float | None:
+        if number is not None and not (least <= number and (most is None or number <= most)):
+            raise ValueError(f"must {bounds}, not {number}")
+        if number == math.inf:
+            raise ValueError(f"must be a finite number, not {number}")
+        return number
+
+    return check
+
+
+_port = _number(1, 65535)
+_amount = _number(0)
+
+
+def _default_check(key: str, kind: Any) -> Check | None:
+    """The check of a key that declares none: every number is a port, where the key is called so, or an amount."""
+    if not {int, float} & {kind, *get_args(kind)}:
+        return None
+    return _port if key == "port" else _amount
 
 
 def _client(default: Any, check: Check) -> Any:
@@ -514,7 +540,10 @@ def _nearest(name: str, known: set[str]) -> str:
 
 def _section(kind: Any, content: dict[str, Any], path: str, warnings: list[str]) -> Any:
     hints = get_type_hints(kind)
-    checks: dict[str, Check | None] = {each.name: each.metadata.get("check") for each in dataclasses.fields(kind)}
+    checks: dict[str, Check | None] = {
+        each.name: each.metadata.get("check") or _default_check(each.name, hints[each.name])
+        for each in dataclasses.fields(kind)
+    }
     values: dict[str, Any] = {}
     for key, value in content.items():
         full = f"{path}.{key}"

@@ -52,6 +52,19 @@ def test_a_definition_takes_its_files_and_leaves_the_others(tmp_path: Path) -> N
     assert notice.endswith("'a\\nb', 'n0', 'n1', 'n10', 'n100' and 998 more") and "\n" not in notice
 
 
+def test_folders_without_a_file_are_not_told_as_left_out(tmp_path: Path) -> None:
+    """Such as what a task's own temporary folder has for the mesh's folder to be mounted on."""
+    fill(tmp_path, "clf.pkl", "deep/er/notes.txt")
+    (tmp_path / "nha-demo" / ".nha" / "mesh").mkdir(parents=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "here").symlink_to(tmp_path / "deep")
+    (notice,) = packing.collect_files(tmp_path, [spec("clf.pkl")]).notices
+    assert notice == "Leaving out what the definition does not name: 'deep', 'links'"
+    (tmp_path / "nha-demo" / ".nha" / "mesh" / "file").touch()
+    (notice,) = packing.collect_files(tmp_path, [spec("clf.pkl")]).notices
+    assert notice.endswith("'deep', 'links', 'nha-demo'")
+
+
 def test_a_required_file_that_is_missing_is_named(tmp_path: Path) -> None:
     fill(tmp_path, "other")
     error = refused("MISSING_FILE", lambda: packing.collect_files(tmp_path, [spec("clf.pkl")]))

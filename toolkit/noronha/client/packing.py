@@ -102,15 +102,39 @@ def _specified_folder(folder: Path, specs: Sequence[model_pb2.FileSpec]) -> Coll
 
 
 def _left_out(folder: Path, named: set[str]) -> list[str]:
-    """Returns the notice of what a folder holds beside the files of a definition, hidden ones not counted."""
+    """Returns the notice of what a folder holds beside the files of a definition, hidden ones not counted.
+
+    Folders without a file are not counted either: a task's own temporary folder may hold some that Noronha mounts on.
+    """
     try:
-        others = sorted(name for name in os.listdir(folder) if name not in named and not name.startswith("."))
+        others = sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.name not in named and not entry.name.startswith(".") and not _is_hollow(entry)
+        )
     except PermissionError:  # its files can be opened by name all the same
         return []
     if not others:
         return []
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     return [f"Leaving out what the definition does not name: {', '.join(map(repr, others[:_SHOWN]))}{more}"]
+
+
+def _is_hollow(entry: os.DirEntry[str]) -> bool:
+    """Says whether an entry is a folder without a file, however deep; one that cannot be read may have some."""
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    if not entry.is_dir(follow_symlinks=False):
+        return False
+    try:
+        return not any(
+            files or any(os.path.islink(os.path.join(folder, name)) for name in folders)
+            for folder, folders, files in os.walk(entry.path, onerror=unreadable)
+        )
+    except OSError:
+        return False
 
 
 def _specified_file(path: Path, specs: Sequence[model_pb2.FileSpec]) -> Collected:

@@ -182,9 +182,33 @@ def model_version(message: Any) -> Document:
         "model": message.name.split("/")[1],
         "revision": message.revision,
         "train": to_key(message.training or message.training_snapshot.name),
+        "train_snapshot": _train_snapshot(message.training_snapshot) if message.training_snapshot.name else None,
         "ds": to_key(message.dataset),
+        "ds_snapshot": _ds_snapshot(message.dataset_snapshot) if message.dataset_snapshot.name else None,
         "pretrained": to_key(message.pretrained),
         **_published(message),
+    }
+
+
+def _train_snapshot(message: Any) -> Document:
+    """Returns the essentials of a training as it was when a version was made."""
+    return {
+        "notebook": message.notebook,
+        "bvers": to_key(message.build),
+        "params": _object(message.params_json),
+        "details": _object(message.details_json),
+        "ds": [to_key(each) for each in message.datasets],
+        "start_time": _time(message.status, "start_time"),
+        "end_time": _time(message.status, "end_time"),
+    }
+
+
+def _ds_snapshot(message: Any) -> Document:
+    """Returns the essentials of a dataset as it was when a version was made."""
+    return {
+        "revision": message.revision,
+        "details": _object(message.details_json),
+        "created": _time(message, "create_time"),
     }
 
 

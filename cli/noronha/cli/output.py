@@ -137,8 +137,8 @@ def to_yaml(value: Any) -> str:
     return text
 
 
-VERBATIM = ("details", "env_vars", "labels")
-"""What users wrote themselves: shown whole, also where it is empty inside."""
+VERBATIM = ("details", "params", "env_vars", "labels")
+"""What users wrote themselves: shown whole wherever it stands, also where it is empty inside."""
 
 
 def to_text(document: Document) -> str:
@@ -147,7 +147,7 @@ def to_text(document: Document) -> str:
 
     entries = []
     for key, value in document.items():
-        kept = (value or None) if key in VERBATIM else _without_empty(value)
+        kept = _kept(key, value)
         if kept is None:
             continue
         entries.append(
@@ -156,12 +156,15 @@ def to_text(document: Document) -> str:
     return "".join(sorted(entries, key=len))
 
 
+def _kept(key: str, value: Any) -> Any:
+    """Returns what people see of a field; None for nothing."""
+    return (value or None) if key in VERBATIM else _without_empty(value)
+
+
 def _without_empty(value: Any) -> Any:
     """Returns a value without empty texts, lists and mappings; None when nothing is left."""
     if isinstance(value, dict):
-        kept = {
-            key: each for key, each in ((key, _without_empty(each)) for key, each in value.items()) if each is not None
-        }
+        kept = {key: each for key, each in ((key, _kept(key, each)) for key, each in value.items()) if each is not None}
         return kept or None
     if isinstance(value, list):
         return [each for each in (_without_empty(each) for each in value) if each is not None] or None

@@ -309,3 +309,34 @@ def test_a_table_shows_no_lists_of_records_and_no_sentences(capsys: pytest.Captu
     output.table([{"name": "d", "task": {"state": "READY"}, "error": "a whole sentence"}], ("name", "task.state"))
     output.table([{"name": "d", "revisions": [{"revision": 1}]}])
     assert capsys.readouterr().out == "NAME  STATE\nd     READY\nNAME\nd\n"
+
+
+def test_a_version_shows_what_its_training_and_dataset_were_when_it_was_made() -> None:
+    """Whose names may have been used again since."""
+    from noronha.v1 import dataset_pb2, model_version_pb2, training_pb2
+
+    record = model_version_pb2.ModelVersion(
+        name="models/m/versions/v",
+        training="projects/p/trainings/t",
+        training_snapshot=training_pb2.Training(
+            name="projects/p/trainings/t", notebook="notebooks/train.ipynb", build="projects/p/builds/latest@2",
+            params_json='{"gamma": 0.1, "none": ""}', details_json='{"note": ""}', datasets=["models/m/datasets/d@3"],
+        ),
+        dataset="models/m/datasets/d@3",
+        dataset_snapshot=dataset_pb2.Dataset(name="models/m/datasets/d", revision=3, details_json='{"rows": 150}'),
+    )  # fmt: skip
+    record.training_snapshot.status.start_time.FromSeconds(1_700_000_000)
+    record.dataset_snapshot.create_time.FromSeconds(1_600_000_000)
+    document = yaml.safe_load(output.to_json(documents.of(record)))
+    assert (document["train"], document["ds"]) == ("p:t", "m:d@3")
+    assert document["train_snapshot"] == {
+        "notebook": "notebooks/train.ipynb", "bvers": "p:latest@2", "params": {"gamma": 0.1, "none": ""},
+        "details": {"note": ""}, "ds": ["m:d@3"], "start_time": "2023-11-14T22:13:20.000Z", "end_time": None,
+    }  # fmt: skip
+    assert document["ds_snapshot"] == {"revision": 3, "details": {"rows": 150}, "created": "2020-09-13T12:26:40.000Z"}
+    text = yaml.safe_load(output.to_text(documents.of(record)))
+    assert text["train_snapshot"]["params"] == {"gamma": 0.1, "none": ""}
+    assert text["train_snapshot"]["details"] == {"note": ""} and "end_time" not in text["train_snapshot"]
+    bare = documents.of(model_version_pb2.ModelVersion(name="models/m/versions/v"))
+    assert bare["train_snapshot"] is None and bare["ds_snapshot"] is None
+    assert "snapshot" not in output.to_text(bare)

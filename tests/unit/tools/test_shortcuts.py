@@ -122,6 +122,30 @@ def test_records_are_read_only_views(inside):
         shortcuts.train_meta()
 
 
+def test_a_version_tells_the_training_it_came_from_as_it_was(inside):
+    from noronha.tools import documents
+    from noronha.v1 import dataset_pb2, model_version_pb2, training_pb2
+
+    record = model_version_pb2.ModelVersion(
+        name="models/m1/versions/v1",
+        training_snapshot=training_pb2.Training(
+            name="projects/p/trainings/t", notebook="notebooks/train.ipynb", params_json='{"gamma": {"low": 0.1}}',
+            details_json='{"note": "x"}',
+        ),
+        dataset_snapshot=dataset_pb2.Dataset(name="models/m1/datasets/d", revision=3, details_json='{"rows": 150}'),
+    )  # fmt: skip
+    document = documents.model_version(record)
+    inside("mv", "m1", "v1", **{key: document[key] for key in ("train", "ds")})
+    meta = shortcuts.movers_meta()
+    train = meta.train
+    assert (train.name, train.notebook, train.params) == ("t", "notebooks/train.ipynb", {"gamma": {"low": 0.1}})
+    assert train.details == {"note": "x", "params": {"gamma": {"low": 0.1}}} and train.proj.name == "p"
+    train.params["gamma"]["low"] = "changed in my copy"
+    assert train.params["gamma"] == {"low": 0.1}
+    assert f"{train}" == "p:t" and repr(train) == "<Training: p:t>"
+    assert (meta.ds.revision, meta.ds.details) == (3, {"rows": 150})
+
+
 def test_what_is_here_is_not_fetched_again(inside):
     inside("ds", "m1", "d1")
     assert shortcuts.require_dataset("d1") == "/data/m1.d1"

@@ -46,13 +46,13 @@ def build(record: build_pb2.Build) -> dict[str, Any]:
 
 
 def training(record: training_pb2.Training) -> dict[str, Any]:
-    """Returns the document of a training; its parameters are in ``details['params']``."""
+    """Returns the document of a training; its parameters are ``params``, and in ``details['params']`` as of old."""
     ids = names.parse(record.name, "training").ids
+    params = _object(record.params_json)
     return {
         "_id": ":".join(ids), "name": ids[1], "proj": {"_id": ids[0], "name": ids[0]},
         "bvers": build(record.build_snapshot) if record.build_snapshot.name else None,
-        "notebook": record.notebook,
-        "details": {**_object(record.details_json), "params": _object(record.params_json)},
+        "notebook": record.notebook, "params": params, "details": {**_object(record.details_json), "params": params},
         "task": {
             "state": state_word(record).lower() if record.status.state else None,
             "progress": record.status.progress,

@@ -10,8 +10,8 @@ from typing import Any
 class View:
     """A record, read-only: ``view.name``, ``view.model.name``, ``view.details['metrics']``.
 
-    A field that the record does not have is None, as unset fields have always been. ``details`` is a plain dict, a copy
-    that may be changed freely.
+    A field that the record does not have is None, as unset fields have always been. ``details`` and ``params`` are
+    plain dicts, copies that may be changed freely.
     """
 
     __slots__ = ("_content", "_kind")
@@ -24,7 +24,7 @@ class View:
         if name.startswith("__"):
             raise AttributeError(name)
         value = self._content.get(name)
-        if name == "details":
+        if name == "details" or (name == "params" and value is not None):
             return json.loads(json.dumps(value or {}))
         return _wrapped(value, name)
 

@@ -201,6 +201,16 @@ def newcomer() -> Iterator[User]:
         yield found
 
 
+@pytest.fixture(params=["embedded", "five"])
+def late(request: pytest.FixtureRequest) -> Iterator[tuple[User, socket.socket]]:
+    """A user whose mesh runs, and the socket of somebody else who was at the router's port before it."""
+    with private_user(request.param) as found, socket.socket() as taken:
+        taken.bind(("127.0.0.1", found.router_port))
+        taken.listen()
+        found.start()
+        yield found, taken
+
+
 @pytest.fixture(scope="session")
 def free() -> Callable[[], int]:
     """Returns free ports."""

@@ -120,6 +120,25 @@ def test_a_port_of_another_program_is_told_and_taken_once_it_is_free(deployer: A
         assert json.load(found)["result"] == 4
 
 
+def test_where_predictions_go_is_said_only_of_a_router_that_serves(late: Any, make_project: Any) -> None:
+    """Otherwise somebody else answers there."""
+    user, taken = late
+    user.cwd = make_project(user.cwd / "project", NOTEBOOKS)
+    user.nha("proj", "new", "--name", "p", "--home-dir", ".")
+    user.nha("proj", "build")
+    answer = _deploy(user, "d", 1)
+    assert answer.returncode == 0 and "Predictions at" not in answer.stderr, answer.stderr
+    (warning,) = [line for line in answer.stderr.splitlines() if line.startswith("Warning: ")]
+    assert re.fullmatch(rf"Warning: router does not serve: port {user.router_port} of .* set router\.port .*", warning)
+    taken.close()
+
+    def told() -> bool:
+        return f"Predictions at http://127.0.0.1:{user.router_port}/predict?project=p&deploy=d" in _deploy(user, "d", 2).stderr
+
+    user.eventually("the router's address", told)
+    assert _ask(user, "d") == 2
+
+
 def test_the_logs_of_replicas_are_shown_each_line_with_its_replica(deployer: Any) -> None:
     assert _deploy(deployer, "logged", 1, "--n-tasks", "2").returncode == 0
     lines = deployer.nha("depl", "logs", "--name", "logged").splitlines()

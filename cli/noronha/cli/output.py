@@ -184,6 +184,7 @@ class Voice:
 
     def __init__(self, level: str = "INFO") -> None:
         self.level = self.LEVELS.get(level.upper(), 20)
+        self._warned: set[str] = set()
 
     def _say(self, level: int, line: str, colour: str | None, prefix: str = "") -> None:
         if level < self.level:
@@ -201,8 +202,10 @@ class Voice:
         self._say(20, line, None)
 
     def warn(self, line: str) -> None:
-        """Says what the user should know."""
-        self._say(30, line, "yellow", "Warning: ")
+        """Says what the user should know, once."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self._say(30, line, "yellow", "Warning: ")
 
 
 def show_calls(voice: Voice) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from noronha.rpc.errors import InvalidArgument, Unavailable, Unimplemented
+from noronha.rpc.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
     from noronha.client.configuration import Configuration
@@ -32,6 +32,20 @@ def _silent(line: str) -> None:
 
 CARRIED_BY = {"tasks": "runner"}
 """Services of the contract that another one carries, to that one."""
+
+
+class Routing(NamedTuple):
+    """Where predictions go."""
+
+    address: str
+    """``host:port`` of the router; '' when nobody tells it. Somebody else may answer there while there is a problem."""
+    problem: str
+    """Why the router does not serve, in one line; '' when it does."""
+
+
+def does_not_serve(service: str, problem: str) -> str:
+    """Returns the line for a service that does not serve."""
+    return f"{service} does not serve: {problem}"
 
 
 class Mesh:
@@ -88,16 +102,27 @@ class Mesh:
 
         return self.mesh.GetInfo(mesh_pb2.GetInfoRequest())
 
-    def router_address(self) -> str:
-        """Returns where predictions are answered, ``host:port``; '' when there is no router that tells it."""
-        from noronha.v1 import router_pb2
+    def routing(self, info: mesh_pb2.MeshInfo | None = None) -> Routing:
+        """Returns where predictions go and whether they are answered there, as the router's own server tells it.
 
-        if told := self.info().router_address:
-            return told
-        try:
-            return self.router.GetProxy(router_pb2.GetProxyRequest()).address
-        except (Unavailable, Unimplemented):
-            return ""
+        ``info`` is what ``info()`` returned, if that is known already.
+        """
+        from noronha.v1 import mesh_pb2, mesh_pb2_grpc
+
+        info = info or self.info()
+        states = {each.name: each for each in info.services}
+        elsewhere = states["router"].address if "router" in states else ""
+        if elsewhere:
+            try:
+                info = mesh_pb2_grpc.MeshStub(self._channel(elsewhere)).GetInfo(mesh_pb2.GetInfoRequest())
+            except Unavailable:
+                return Routing("", f"its server, at {elsewhere}, does not answer")
+            states = {each.name: each for each in info.services}
+        if "router" not in states:
+            return Routing("", "the mesh has none")
+        state = states["router"]
+        problem = "" if state.serving else state.problem or "it still starts; 'nha mesh status' says how it stands"
+        return Routing(info.router_address, problem)
 
     def servers(self) -> list[mesh_pb2_grpc.MeshStub]:
         """Returns the stub of every server of the mesh, those that others stand on last."""

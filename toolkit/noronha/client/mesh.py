@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noronha.client.connect import Mesh, Notice, _silent
+from noronha.client.connect import Mesh, Notice, _silent, does_not_serve
 from noronha.rpc.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -162,7 +162,7 @@ def start_mesh(
         info = mesh.info()
     for service in info.services:
         if not service.serving and service.problem:
-            notice(f"{service.name} does not serve: {service.problem}")
+            notice(does_not_serve(service.name, service.problem))
     return info
 
 

@@ -202,9 +202,14 @@ def _await(target: Target, made: Any, key: str) -> Any:
 
 
 def _tell(target: Target, made: Any, owner: str) -> None:
-    """Says where predictions are answered."""
+    """Says where predictions are answered; of a router that does not serve, why: somebody else may answer there."""
+    from noronha.client.connect import does_not_serve
+
     if made.status.address:
         target.voice.info(f"Predictions at http://{made.status.address}/predict")
-    if router := target.mesh.router_address():
+    router = target.mesh.routing()
+    if router.problem:
+        target.voice.warn(does_not_serve("router", router.problem))
+    elif router.address:
         deploy = made.name.rpartition("/")[2]
-        target.voice.info(f"Predictions at http://{router}/predict?project={owner}&deploy={deploy}")
+        target.voice.info(f"Predictions at http://{router.address}/predict?project={owner}&deploy={deploy}")

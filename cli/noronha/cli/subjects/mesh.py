@@ -45,7 +45,7 @@ def _document(info: mesh_pb2.MeshInfo, address: str, router: str) -> dict[str, A
 
 def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
     """Shows what a mesh tells of itself."""
-    document = _document(info, target.mesh.address, target.mesh.router_address())
+    document = _document(info, target.mesh.address, target.mesh.routing(info).address)
     target.present(document, info.mesh_id)
 
 

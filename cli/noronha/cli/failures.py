@@ -130,9 +130,12 @@ def _unanswered(error: NoronhaError, target: Target) -> str | None:
             f"no mesh answers at {address}: {why}; mesh.address, set in {settings.origins['mesh.address']}, says that "
             "it is there: start one there, or unset it to use one of your own"
         )
+    again = "; repeating the command is harmless: run it again" if target.repeatable else ""
     if settings.mesh.address:
-        return f"a server of the mesh, at {address}, does not answer: {why}; 'nha mesh status' says whose address it is"
-    return f"the mesh at {address} does not answer: {why}; 'nha mesh logs' may say why"
+        line = f"a server of the mesh, at {address}, does not answer: {why}; 'nha mesh status' says whose address it is"
+    else:
+        line = f"the mesh at {address} does not answer: {why}; 'nha mesh logs' may say why"
+    return line + again
 
 
 def _say(line: str, reason: str) -> None:

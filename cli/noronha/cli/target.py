@@ -33,6 +33,8 @@ class Target:
     log_level: str | None = None
     may_start: bool = True
     """Whether an embedded mesh is started when it does not answer."""
+    repeatable: bool = False
+    """Whether the command does no harm when it is run again after a call that got no answer."""
 
     @functools.cached_property
     def configuration(self) -> Configuration:

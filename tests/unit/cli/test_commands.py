@@ -267,6 +267,49 @@ def test_a_server_elsewhere_that_does_not_answer_is_named_itself(tmp_path: Path)
     assert answer.returncode == 7 and f"a server of the mesh, at {mesh.builder}, does not answer" in answer.stderr
 
 
+def test_a_removal_that_was_cut_off_says_that_it_can_be_repeated(tmp_path: Path) -> None:
+    """The mesh is another process, which dies as soon as it is asked to remove."""
+    dying = """if True:
+        import os, sys
+        from concurrent import futures
+        import grpc
+        from noronha.client.mesh import own_version
+        from noronha.v1 import mesh_pb2, mesh_pb2_grpc, metadata_pb2_grpc, project_pb2, runner_pb2_grpc
+
+        class Mesh(mesh_pb2_grpc.MeshServicer):
+            def GetInfo(self, request, context):
+                return mesh_pb2.MeshInfo(version=own_version())
+
+        class Metadata(metadata_pb2_grpc.MetadataServicer):
+            def GetProject(self, request, context):
+                return project_pb2.Project(name=request.name)
+
+        class Runner(runner_pb2_grpc.RunnerServicer):
+            def DeleteDeployment(self, request, context):
+                os._exit(1)
+
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        mesh_pb2_grpc.add_MeshServicer_to_server(Mesh(), server)
+        metadata_pb2_grpc.add_MetadataServicer_to_server(Metadata(), server)
+        runner_pb2_grpc.add_RunnerServicer_to_server(Runner(), server)
+        server.add_insecure_port(f"unix:{sys.argv[1]}")
+        server.start()
+        print("up", flush=True)
+        server.wait_for_termination()
+    """
+    folder = tmp_path / ".nha" / "mesh"
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", dying, str(folder / "mesh.sock")], stdout=subprocess.PIPE) as mesh:
+        try:
+            assert mesh.stdout is not None and mesh.stdout.readline() == b"up\n"
+            answer = nha("depl", "rm", "--proj", "p", "--name", "d", home=tmp_path)
+        finally:
+            mesh.kill()
+    lines = answer.stderr.splitlines()
+    assert answer.returncode == 7 and len(lines) == 1, answer
+    assert "does not answer" in lines[0] and lines[0].endswith("run it again [UNAVAILABLE]")
+
+
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
     answer = nha("mesh", "status", home=tmp_path, NHA_MESH__ADDRESS="garbage")
     assert answer.returncode == 2 and "must be host:port" in answer.stderr and "[BAD_SETTING]" in answer.stderr

@@ -68,6 +68,7 @@ def rm(target: Target, name: str, proj: str | None) -> None:
     from noronha.client.references import to_key
 
     full = _full(target, proj, name)
+    target.repeatable = True
     deployments.remove(target.mesh, full)
     report(target, {"Removed Deployment": to_key(full)}, to_key(full))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import click
@@ -59,7 +60,7 @@ def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _describe(command: click.Command) -> str:
-    text = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n")) + "\n\n"
+    text = "\n\n".join(_paragraph(part) for part in inspect.cleandoc(command.help or "").split("\n\n")) + "\n\n"
     rows = [
         f"| `{_usage(option)}` | {_meaning(option)} |"
         for option in command.params
@@ -68,6 +69,14 @@ def _describe(command: click.Command) -> str:
     if rows:
         text += "| option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n\n"
     return text
+
+
+def _paragraph(text: str) -> str:
+    """Returns a paragraph of help on one line; one that click keeps as it is becomes a block of code."""
+    mark, _, kept = text.partition("\n")
+    if mark == "\b":
+        return "\n".join(f"    {line}" for line in kept.splitlines())
+    return " ".join(text.split())
 
 
 def _usage(option: click.Option) -> str:

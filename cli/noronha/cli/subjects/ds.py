@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from noronha.cli import options
+from noronha.cli import options, removals
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -55,12 +55,11 @@ def list_(
     run(target, "dataset", request, query=query, expand=expand, limit=limit)
 
 
-@subject.command()
+@subject.command(help=removals.help_with_files("a dataset"))
 @model
 @name
 @pass_target
 def rm(target: Target, model: str, name: str) -> None:
-    """Remove a dataset and all of its files."""
     from noronha.client.references import to_name
     from noronha.v1 import metadata_pb2
 

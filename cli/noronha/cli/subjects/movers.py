@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from noronha.cli import options
+from noronha.cli import options, removals
 from noronha.cli.options import Subject
 from noronha.cli.target import Target, pass_target
 
@@ -82,12 +82,11 @@ def list_(
     run(target, "model_version", request, query=query, expand=expand, limit=limit, also=also)
 
 
-@subject.command()
+@subject.command(help=removals.help_with_files("a model version"))
 @model
 @name
 @pass_target
 def rm(target: Target, model: str, name: str) -> None:
-    """Remove a model version and all of its files."""
     from noronha.client.references import to_name
     from noronha.v1 import metadata_pb2
 

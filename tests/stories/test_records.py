@@ -117,18 +117,19 @@ from noronha.client import transfer
 from noronha.client.connect import connect
 from noronha.v1 import metadata_pb2
 with connect() as mesh:
-    found = mesh.metadata.GetModelVersion(metadata_pb2.GetModelVersionRequest(name="models/m/versions/v"))
-    transfer.download(mesh.store, found.files, __import__("pathlib").Path(sys.argv[1]))
+    found = mesh.metadata.GetModelVersion(metadata_pb2.GetModelVersionRequest(name=f"models/m/versions/{sys.argv[1]}"))
+    transfer.download(mesh.store, found.files, __import__("pathlib").Path(sys.argv[2]))
     print(found.revision)
 """
 
 
-def _fetched(user: Any, folder: Path) -> tuple[int, dict[str, bytes]]:
-    """Returns revision and contents of version m:v, verified."""
+def _fetched(user: Any, version: str, folder: Path) -> tuple[int, dict[str, bytes]]:
+    """Returns revision and contents of a version of model m, verified."""
     shutil.rmtree(folder, ignore_errors=True)
     answer = subprocess.run(
-        [sys.executable, "-c", FETCH, str(folder)], env=user.env, cwd=user.cwd, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", FETCH, version, str(folder)], env=user.env, cwd=user.cwd, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     return int(answer.stdout), {each.name: each.read_bytes() for each in folder.iterdir()}
 
@@ -141,9 +142,9 @@ def test_an_overwriting_that_fails_leaves_what_was_there(user: Any) -> None:
     old = {"a": b"old a", "b": b"x" * (1 << 20)}
     for name, content in old.items():
         (folder / name).write_bytes(content)
-    overwriting = ("movers", "new", "-m", "m", "-n", "v", "-p", str(folder), "-d", '{"new": true}')
+    overwriting = ("movers", "new", "-m", "m", "-n", "spoiled", "-p", str(folder), "-d", '{"new": true}')
     user.nha(*overwriting[:-2], "-d", '{"old": true}')
-    before = user.json("movers", "info", "-m", "m", "-n", "v")
+    before = user.json("movers", "info", "-m", "m", "-n", "spoiled")
     (folder / "a").write_bytes(b"new a")
 
     def large() -> None:
@@ -157,7 +158,7 @@ def test_an_overwriting_that_fails_leaves_what_was_there(user: Any) -> None:
         for compress in ((), ("-c",)):
             assert f"[{reason}]" in user.refused(*overwriting, *compress)
         (folder / "b").rmdir() if (folder / "b").is_dir() else (folder / "b").unlink(missing_ok=True)
-        assert user.json("movers", "info", "-m", "m", "-n", "v") == before
+        assert user.json("movers", "info", "-m", "m", "-n", "spoiled") == before
     (folder / "b").write_bytes(b"new b")
     with open(folder / "a", "wb") as sparse:
         sparse.truncate(400 << 20)
@@ -169,8 +170,8 @@ def test_an_overwriting_that_fails_leaves_what_was_there(user: Any) -> None:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert user.json("movers", "info", "-m", "m", "-n", "v") == before
-    assert _fetched(user, user.cwd / "fetched") == (1, old)
+    assert user.json("movers", "info", "-m", "m", "-n", "spoiled") == before
+    assert _fetched(user, "spoiled", user.cwd / "fetched") == (1, old)
 
 
 def test_two_who_publish_one_name_at_once_never_mix(user: Any) -> None:
@@ -184,7 +185,7 @@ def test_two_who_publish_one_name_at_once_never_mix(user: Any) -> None:
             (folder / name).write_bytes(content)
     racers = [
         subprocess.Popen(
-            user.command("movers", "new", "-m", "m", "-n", "v", "-p", f"racer{number}"), env=user.env, cwd=user.cwd,
+            user.command("movers", "new", "-m", "m", "-n", "raced", "-p", f"racer{number}"), env=user.env, cwd=user.cwd,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for number in range(3)
@@ -194,7 +195,7 @@ def test_two_who_publish_one_name_at_once_never_mix(user: Any) -> None:
     assert len(winners) == 1, ended
     for said, code in ended:
         assert code == 0 or (code in (2, 4) and "exist" in said and said.splitlines()[-1].startswith("Error: "))
-    assert _fetched(user, user.cwd / "fetched") == (1, contents[winners[0]])
+    assert _fetched(user, "raced", user.cwd / "fetched") == (1, contents[winners[0]])
 
 
 def test_filters_that_would_find_nothing_by_mistake_are_refused(user: Any) -> None:
@@ -224,18 +225,18 @@ def test_records_without_files_and_names_that_are_drawn(user: Any) -> None:
 def test_a_used_name_is_overwritten_as_a_new_revision_only_when_told_so(user: Any) -> None:
     user.nha("model", "new", "-n", "m")
     (user.cwd / "clf.pkl").write_text("one")
-    user.nha("movers", "new", "-m", "m", "-n", "v", "-p", "clf.pkl", "-d", '{"a": 1}')
-    answer = user.run("movers", "new", "-m", "m", "-n", "v", "-p", "clf.pkl")
+    user.nha("movers", "new", "-m", "m", "-n", "told", "-p", "clf.pkl", "-d", '{"a": 1}')
+    answer = user.run("movers", "new", "-m", "m", "-n", "told", "-p", "clf.pkl")
     assert answer.returncode == 2 and "[NO_TERMINAL]" in answer.stderr and "-s" in answer.stderr
     assert "ModelVersion exists; overwriting publishes revision 2, earlier ones stay" in answer.stderr
-    assert user.json("movers", "info", "-m", "m", "-n", "v")["revision"] == 1
+    assert user.json("movers", "info", "-m", "m", "-n", "told")["revision"] == 1
     (user.cwd / "clf.pkl").write_text("two")
-    user.nha("movers", "new", "-m", "m", "-n", "v", "-p", "clf.pkl")
-    newest = user.json("movers", "info", "-m", "m", "-n", "v")
-    first = user.json("movers", "info", "-m", "m", "-n", "v@1")
+    user.nha("movers", "new", "-m", "m", "-n", "told", "-p", "clf.pkl")
+    newest = user.json("movers", "info", "-m", "m", "-n", "told")
+    first = user.json("movers", "info", "-m", "m", "-n", "told@1")
     assert newest["revision"] == 2 and newest["details"] == {} and first["details"] == {"a": 1}
     assert newest["files"] != first["files"]
-    assert user.nha("movers", "list") == "Listing Model Version(s):\nm:v\n"
+    assert user.nha("movers", "list") == "Listing Model Version(s):\nm:told\n"
 
 
 def test_a_model_that_a_project_uses_stays_with_everything(user: Any) -> None:

@@ -34,6 +34,7 @@ class Operator:
     """Somebody who calls the mesh by its contract alone, which the server itself describes."""
 
     def __init__(self, user: Any) -> None:
+        self.user = user
         self._tcp = "NHA_MESH__ADDRESS" in user.env
         self._options = ["-plaintext", "-max-time", "30"]
         self._address = str(user.state_dir / "mesh.sock")
@@ -78,8 +79,11 @@ def test_every_service_is_listed_and_describes_itself(operator: Operator, servic
 
 @pytest.mark.parametrize("service", [each for each in SERVICES if each != "Mesh"])
 def test_every_service_is_healthy(operator: Operator, service: str) -> None:
-    answer = operator.run(service, "grpc.health.v1.Health/Check", data={"service": f"noronha.v1.{service}"})
-    assert json.loads(answer.stdout) == {"status": "SERVING"}, answer.stderr
+    def serves() -> bool:
+        answer = operator.run(service, "grpc.health.v1.Health/Check", data={"service": f"noronha.v1.{service}"})
+        return bool(json.loads(answer.stdout) == {"status": "SERVING"})
+
+    operator.user.eventually(f"{service} serves: Router takes a moment longer, its proxy has to listen first", serves, 60)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -299,7 +300,7 @@ class Prober:
             try:
                 self.once()
                 self.last_good = time.monotonic()
-            except (OSError, urllib.error.URLError, ValueError, KeyError) as error:
+            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:  # cut off anywhere
                 body = error.read()[:200].decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else ""
                 self.failures.append((began, f"{error!r} {body}"))
 

@@ -115,6 +115,62 @@ class ObjectsSuite:
         objects.discard("one/a")
         assert sorted(each.name for each in objects.stages()) == ["one/b", "two/a"]
 
+    def test_a_stage_handed_over_goes_on_under_its_new_key(self, reopen: Callable[[], Objects]) -> None:
+        stage = reopen().stage("one/blob")
+        stage.append(b"abc")
+        stage.close()
+        objects = reopen()
+        assert objects.hand_over("one/blob", "two/blob")
+        assert (objects.staged("one/blob"), objects.staged("two/blob")) == (0, 3)
+        assert objects.stage("one/blob").size == 0
+        second = objects.stage("two/blob")
+        assert b"".join(second.replay()) == b"abc"
+        second.append(b"def")
+        second.finish("t/blobs/z")
+        assert content(objects, "t/blobs/z") == b"abcdef"
+
+    def test_a_stage_is_not_handed_over_under_a_writer_nor_onto_another(self, objects: Objects) -> None:
+        stages = {key: objects.stage(key) for key in ("one/blob", "two/blob")}
+        for key, stage in stages.items():
+            stage.append(key.encode())
+        assert not objects.hand_over("one/blob", "three/blob")
+        stages["one/blob"].close()
+        assert not objects.hand_over("one/blob", "two/blob")
+        stages["two/blob"].close()
+        assert not objects.hand_over("one/blob", "two/blob")
+        assert not objects.hand_over("absent/blob", "three/blob")
+        assert sorted((each.name, each.size) for each in objects.stages() if each.size) == [
+            ("one/blob", 8), ("two/blob", 8)
+        ]  # fmt: skip
+        assert b"".join(objects.stage("two/blob").replay()) == b"two/blob"
+
+    def test_a_stage_handed_over_beside_writers_and_others_loses_and_mixes_nothing(self, objects: Objects) -> None:
+        def writes(key: str) -> bytes:
+            try:
+                stage = objects.stage(key)
+            except Aborted:
+                return b""
+            stage.append(b"x")
+            stage.close()
+            return b"x"
+
+        for number in range(20):
+            source, targets = f"{number}/from", [f"{number}-{each}/to" for each in range(4)]
+            stage = objects.stage(source)
+            stage.append(b"abc")
+            stage.close()
+            with ThreadPoolExecutor(8) as pool:
+                handing = [pool.submit(objects.hand_over, source, each) for each in targets]
+                written = b"".join(pool.map(writes, [*targets, source]))
+            found = []
+            for key in (source, *targets):
+                stage = objects.stage(key)
+                found.append(b"".join(stage.replay()))
+                stage.discard()
+            assert sorted(b"".join(found)) == sorted(b"abc" + written), found
+            assert sum(each.startswith(b"abc") for each in found) == 1, found
+            assert found[0].startswith(b"abc") != any(each.result() for each in handing), found
+
     def test_many_blobs_of_one_upload_begin_and_end_side_by_side(self, objects: Objects) -> None:
         def life(number: int) -> None:
             stage = objects.stage(f"upload/{number}")

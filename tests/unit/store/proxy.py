@@ -1,4 +1,4 @@
-"""A socket between a client and a server that cuts the connection after so many bytes."""
+"""A socket between a client and a server that cuts the connection, or falls silent, after so many bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from pathlib import Path
 
 class CuttingProxy:
     """Forwards connections from ``path`` to ``target``. ``allowance()`` says how many bytes, both ways together, the next
-    connection carries before it is cut; None for any number."""
+    connection carries before it is cut; None for any number. With ``silent`` nothing more is passed on instead, until the
+    client has gone."""
 
-    def __init__(self, path: Path, target: Path, allowance: Callable[[], int | None]) -> None:
+    def __init__(self, path: Path, target: Path, allowance: Callable[[], int | None], *, silent: bool = False) -> None:
         self.address = f"unix:{path}"
         self.cuts = 0
+        self.sent = 0
+        """Bytes that clients sent and that were passed on."""
+        self._silent = silent
         self._target = target
         self._allowance = allowance
         self._open: set[socket.socket] = set()
@@ -55,10 +59,13 @@ class CuttingProxy:
                     if not data:
                         return
                     (server if source is client else client).sendall(data)
+                    self.sent += len(data) if source is client else 0
                     if left is not None:
                         left -= len(data)
                         if left <= 0:
                             self.cuts += 1
+                            while self._silent and client.recv(1 << 16):
+                                pass
                             return
         except (OSError, ValueError):
             return

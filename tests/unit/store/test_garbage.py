@@ -190,6 +190,23 @@ def test_an_expired_upload_is_gone_with_what_it_had_received(shop: Shop) -> None
     assert list(shop.objects.stages()) == []
 
 
+def test_what_a_successor_took_over_lives_as_long_as_its_upload(shop: Shop) -> None:
+    data = os.urandom(3 * CHUNK)
+    first = shop.open(data).upload
+    writer = Writer(shop.stores, shop.uploads.session(ANA, first), proof=False, flushers=shop.flushers)
+    writer.take(list(messages(first, data))[:2])
+    writer.close()
+    second = shop.open(data)
+    assert [each.committed_offset for each in second.missing] == [2 * CHUNK]
+    for upload, left in ((first, 1), (second.upload, 0)):
+        _expire_at(shop, upload, time.time() - CLOCK_MARGIN - 1)
+        for stage in (shop.folder / "staging").rglob("*"):
+            os.utime(stage, (0, 0))
+        assert garbage.expire(shop.stores) == 1
+        assert len(list(shop.objects.stages())) == left
+    assert [each.committed_offset for each in shop.open(data).missing] == [0]
+
+
 def test_only_one_collection_runs(shop: Shop) -> None:
     first = Collection(shop.stores, dry_run=False)
     first.begin()

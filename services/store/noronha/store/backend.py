@@ -152,6 +152,13 @@ class Objects(Protocol):
         """Forgets the stage ``key``; harmless when there is none. Under a writer it goes when the writer ends."""
         ...
 
+    def hand_over(self, key: str, to: str) -> bool:
+        """Makes what the stage ``key`` took the beginning of the stage ``to``, in one step, and says whether it did.
+
+        It does not when there is nothing, when ``to`` took something itself, or while either has a writer.
+        """
+        ...
+
     def stages(self) -> Iterator[Found]:
         """Yields the stages there are."""
         ...

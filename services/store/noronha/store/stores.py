@@ -85,6 +85,11 @@ def stage_key(upload: str, digest: str) -> str:
     return f"{upload}/{digest.partition(':')[2]}"
 
 
+def blob_of(key: str) -> str:
+    """Returns the digest of the blob that a stage takes."""
+    return f"sha256:{key.partition('/')[2]}"
+
+
 def upload_of(key: str) -> str:
     """Returns the upload that a stage belongs to."""
     return key.partition("/")[0]

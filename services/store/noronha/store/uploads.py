@@ -19,7 +19,7 @@ from noronha.rpc.errors import (
     ResourceExhausted,
 )
 from noronha.store.backend import Entry, Location, Session, StoredBlob
-from noronha.store.stores import Stores, stage_key
+from noronha.store.stores import Stores, blob_of, stage_key, upload_of
 from noronha.v1 import file_pb2, store_pb2
 
 LIFETIME = 24 * 3600.0
@@ -70,13 +70,36 @@ class Uploads:
             nothing = StoredBlob(EMPTY_DIGEST, Location(opened.store, "", 0, 0), b"")
             self._index.complete(opened.upload, [nothing], proof=proven)
         answer = self._answer(opened)
-        if opened.upload == session.upload:
-            try:
-                self._check_room(opened, answer, dict(entries))
-            except ResourceExhausted:
-                self._index.abort(opened.upload)
-                raise
-        return answer
+        if opened.upload != session.upload or not answer.missing:
+            return answer
+        begun = self._begun_elsewhere(opened, answer)
+        try:
+            self._check_room(opened, answer, dict(entries), begun)
+        except ResourceExhausted:
+            self._index.abort(opened.upload)
+            raise
+        objects = self._stores.of(opened.store)
+        for digest, (_, key) in begun.items():
+            objects.hand_over(key, stage_key(opened.upload, digest))
+        return self._answer(opened) if begun else answer
+
+    def _begun_elsewhere(self, session: Session, answer: store_pb2.Upload) -> dict[str, tuple[int, str]]:
+        """Returns, of missing blobs by digest, how many bytes another upload of the same principal took at most, and
+        the key of the stage they are in.
+
+        That upload's client was most likely killed, and its user has repeated the command. If it is alive after all,
+        between two streams, it finds its blob at the beginning and sends it again; while it writes, it keeps it.
+        """
+        wanted = {each.digest for each in answer.missing}
+        found: dict[str, tuple[int, str]] = {}
+        for stage in self._stores.of(session.store).stages():
+            digest = blob_of(stage.name)
+            if digest not in wanted or stage.size <= found.get(digest, (0, ""))[0]:
+                continue
+            other = self._index.find_upload(upload_of(stage.name))
+            if other is not None and (other.tenant, other.identity) == (session.tenant, session.identity):
+                found[digest] = (stage.size, stage.name)
+        return found
 
     def _look_after(self, session: Session) -> None:
         """Notes blobs whose objects somebody took away, so that they travel again instead of being promised."""
@@ -85,8 +108,11 @@ class Uploads:
                 for tenant, blob in self._index.contents(store, name):
                     self._index.mark_damaged(tenant, blob)
 
-    def _check_room(self, session: Session, answer: store_pb2.Upload, sizes: dict[str, int]) -> None:
-        needed = sum(sizes[each.digest] - each.committed_offset for each in answer.missing)
+    def _check_room(
+        self, session: Session, answer: store_pb2.Upload, sizes: dict[str, int], begun: dict[str, tuple[int, str]]
+    ) -> None:
+        """Raises ResourceExhausted ``NO_SPACE`` when what has to travel does not fit."""
+        needed = sum(max(0, sizes[each.digest] - begun.get(each.digest, (0, ""))[0]) for each in answer.missing)
         free = self._stores.of(session.store).free_bytes() if needed else None
         if free is not None and needed + HEADROOM_BYTES > free:
             raise ResourceExhausted(

@@ -95,6 +95,32 @@ class FileObjects:
             except FileNotFoundError:
                 return 0
 
+    def hand_over(self, key: str, to: str) -> bool:
+        # Both are locked while the name changes. Who opened either of them before finds afterwards that what it opened
+        # is no longer what its path names, and opens that anew.
+        try:
+            source = self.stage(key)
+        except Aborted:
+            return False
+        try:
+            if source.size == 0:
+                source.discard()
+                return False
+            target = self.stage(to)
+            try:
+                if target.size > 0:
+                    return False
+                with _typed(self._staging):
+                    os.rename(self._place(self._staging, key), self._place(self._staging, to))
+                return True
+            finally:
+                target.close()
+        except Aborted:
+            return False
+        finally:
+            source.close()
+            self.drop_empty(self._place(self._staging, key).parent)
+
     def discard(self, key: str) -> None:
         path = self._place(self._staging, key)
         with _typed(path):

@@ -80,7 +80,9 @@ def test_a_dataset_that_the_disk_changed_fails_its_training_until_it_is_stored_a
     train = ("train", "new", "--name", "damaged", "--nb", "notebooks/fine", "--ds", "disk:d")
     line = trainer.refused(*train)
     assert "[ASSET_UNAVAILABLE]" in line and digest in line and "damaged" in line
-    assert trainer.json("train", "info", "--name", "damaged")["task"]["reason"] == "ASSET_UNAVAILABLE"
+    task = trainer.json("train", "info", "--name", "damaged")["task"]
+    assert task["reason"] == "ASSET_UNAVAILABLE" and task["error"].startswith("dataset disk:d could not be fetched")
+    assert "ASSET_UNAVAILABLE: dataset disk:d " in trainer.nha("train", "logs", "--name", "damaged")
     trainer.nha("movers", "new", "-m", "disk", "-n", "same-bytes", "-p", "data.bin")
     trainer.nha(*train)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from noronha.client.packing import is_required, max_mb_of
 from noronha.client.references import last_id, to_key
-from noronha.client.words import is_lightweight, origin_word, state_word
+from noronha.client.words import in_words, is_lightweight, origin_word, state_word
 
 Document = dict[str, Any]
 
@@ -50,6 +50,11 @@ def _object(text: str) -> Any:
     return json.loads(text) if text else {}
 
 
+def _said(sentence: str, message: Any) -> str:
+    """Returns a sentence that a record keeps, in the words of people."""
+    return in_words(sentence, {"/".join(message.name.split("/")[:2])}).text
+
+
 def _details(details_json: str, params_json: str) -> Any:
     details = _object(details_json)
     params = _object(params_json)
@@ -77,7 +82,7 @@ def _task(record: Any) -> Document:
         "start_time": _time(status, "start_time"),
         "update_time": _time(status, "update_time"),
         "end_time": _time(status, "end_time"),
-        "error": status.error.message,
+        "error": _said(status.error.message, record),
         "reason": status.reason,
     }
     if status.HasField("exit_code"):
@@ -229,7 +234,7 @@ def training(message: Any) -> Document:
         "resources": _resources(message.resources) if message.HasField("resources") else None,
         "target_deploy": to_key(message.target_deployment),
         "executed_notebook": message.executed_notebook.digest,
-        "warnings": list(message.warnings),
+        "warnings": [_said(each, message) for each in message.warnings],
         "labels": dict(message.labels),
         "created": _time(message, "create_time"),
         "modified": _time(message, "update_time"),
@@ -255,7 +260,7 @@ def deployment(message: Any) -> Document:
         "ready_replicas": status.ready_replicas,
         "host_port": message.port or None,
         "address": status.address,
-        "port_error": status.port_error,
+        "port_error": _said(status.port_error, message),
         "revision": message.revision,
         "serving_revision": status.serving_revision,
         "revisions": [
@@ -263,11 +268,11 @@ def deployment(message: Any) -> Document:
                 "revision": each.revision,
                 "replicas": each.desired_replicas,
                 "ready": each.ready_replicas,
-                "error": each.error.message,
+                "error": _said(each.error.message, message),
             }
             for each in status.revisions
         ],
-        "error": status.error.message,
+        "error": _said(status.error.message, message),
         "reason": status.reason,
         "env_vars": dict(spec.environment),
         "mounts": _mounts(spec.mounts),
@@ -286,6 +291,6 @@ def replica(message: Any) -> Document:
         "state": message.State.Name(message.state),
         "endpoint": f"{message.host}:{message.port}" if message.port else "",
         "restarts": message.restarts,
-        "error": message.error.message,
+        "error": _said(message.error.message, message),
         "created": _time(message, "create_time"),
     }

@@ -213,7 +213,10 @@ def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
     if error.reason != "BAD_FILTER" or not near:
         return error
     return InvalidArgument(
-        f"filter has the field {path!r}, which is not there; did you mean {near[0]!r}?", reason="BAD_FILTER", field=path
+        f"filter has the field {path!r}, which is not there; did you mean {near[0]!r}?",
+        reason=error.reason,
+        violations=error.violations,
+        **error.metadata,
     )
 
 

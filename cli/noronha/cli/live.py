@@ -115,5 +115,7 @@ class _Printing:
 
 def warnings(target: Target, lines: Any) -> None:
     """Says what the user should know of a record."""
+    from noronha.client.words import in_words
+
     for line in lines:
-        target.voice.warn(one_line(line))
+        target.voice.warn(one_line(in_words(line).text))

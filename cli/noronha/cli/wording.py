@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from noronha.client.references import to_key
-from noronha.rpc import names
+from noronha.client import words
 from noronha.rpc.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ LISTS = {
 }
 """Kinds to the command that shows what there is."""
 
-_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_NAME = re.compile(rf"(?<![\w/.:@-]){_WORD}(?:/{_WORD})+(?:@[0-9]+)?(?![\w/])")
 _SEGMENT = re.compile(r"(?P<field>\w+)(?:\[(?P<place>[^\]]*)\])?")
 
 
@@ -68,20 +65,7 @@ def in_words(error: NoronhaError) -> str:
             place = re.search(rf"(?<![\w./]){re.escape(field)}(?!\w)", text)
             if place is not None:
                 text = text[: place.start()] + option(field) + text[place.end() :]
-    told = {word for value in error.metadata.values() for word in re.split(r"[\s,]+", value)}
-    found: list[names.Name] = []
-
-    def worded(match: re.Match[str]) -> str:
-        name = _parsed(match[0])
-        # Two words with a slash between them may as well be a file of the user's; longer names are unmistakable.
-        if name is None or (len(name.ids) == 1 and match[0] not in told):
-            return match[0]
-        found.append(name)
-        kind = name.kind.replace("_", " ")
-        said = text[: match.start()].endswith(f"{kind} ")
-        return to_key(match[0]) if said else f"{kind} {to_key(match[0])}"
-
-    line = _NAME.sub(worded, text)
+    line, found = words.in_words(text, words.named_by(error))
     if isinstance(error, NotFound) and found and found[0].kind in LISTS and ";" not in line:
         line += f"; see '{LISTS[found[0].kind].format(found[0].ids[0])}'"
     return line
@@ -98,10 +82,3 @@ def option(field: str) -> str:
             inside += [each["field"] for each in segments[index + 1 :]]
             return " ".join([OPTIONS[segment["field"]], *inside])
     return field
-
-
-def _parsed(text: str) -> names.Name | None:
-    try:
-        return names.parse(text)
-    except InvalidArgument:
-        return None

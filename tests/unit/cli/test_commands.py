@@ -354,6 +354,25 @@ def test_a_table_shows_no_lists_of_records_and_no_sentences(capsys: pytest.Captu
     assert capsys.readouterr().out == "NAME  STATE\nd     READY\nNAME\nd\n"
 
 
+def test_sentences_that_records_keep_name_things_as_people_do() -> None:
+    from noronha.v1 import deployment_pb2, replica_pb2, training_pb2
+
+    said = "projects/p/deployments/d was not updated: projects/p is busy, see models/clf.pkl"
+    words = "deployment p:d was not updated: project p is busy, see models/clf.pkl"
+    training = training_pb2.Training(name="projects/p/trainings/t", warnings=[said])
+    training.status.error.message = said
+    document = documents.of(training)
+    assert (document["warnings"], document["task"]["error"]) == ([words], words)
+    deployment = deployment_pb2.Deployment(name="projects/p/deployments/d")
+    deployment.status.error.message = deployment.status.port_error = said
+    deployment.status.revisions.add(revision=1).error.message = said
+    document = documents.of(deployment)
+    assert (document["error"], document["port_error"], document["revisions"][0]["error"]) == (words, words, words)
+    replica = replica_pb2.Replica(name="projects/p/deployments/d/replicas/r")
+    replica.error.message = said
+    assert documents.replica(replica)["error"] == words
+
+
 def test_a_version_shows_what_its_training_and_dataset_were_when_it_was_made() -> None:
     """Whose names may have been used again since."""
     from noronha.v1 import dataset_pb2, model_version_pb2, training_pb2

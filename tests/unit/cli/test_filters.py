@@ -70,9 +70,11 @@ def test_every_path_of_the_table_leads_somewhere() -> None:
     ],
 )  # fmt: skip
 def test_the_nearest_field_of_old_is_named_too(kind: str, path: str, hint: str) -> None:
-    said = InvalidArgument("what the mesh said", reason="BAD_FILTER", field=path)
+    violations = [("filter", "has a field that is not there")]
+    said = InvalidArgument("what the mesh said", reason="BAD_FILTER", violations=violations, field=path, near="x")
     error = filters.with_hint(kind, said)
     assert hint in error.message and error.reason == "BAD_FILTER"
+    assert error.violations == violations and error.metadata == {"field": path, "near": "x"}
 
 
 def test_dots_in_names_match_themselves_alone() -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from noronha.rpc.errors import FailedPrecondition, NoronhaError
+from noronha.rpc.errors import FailedPrecondition, NoronhaError, NotFound
 from noronha.tools import shortcuts
 from noronha.tools.channel import Listener, ask
 from noronha.tools.errors import NhaDataError, OutsideTaskError, PrettyError, ResolutionError, ServingError
@@ -167,15 +167,20 @@ def test_questions_are_answered_and_errors_arrive_as_what_they_are(inside):
     def refuse(asked):
         raise FailedPrecondition("file clf.pkl is not in /tmp", reason="MISSING_FILE", file="clf.pkl")
 
+    def miss(asked):
+        raise NotFound("models/m/datasets/d does not exist in models/m", name="models/m")
+
     defects = []
-    listener = Listener(
-        inside.folder, {"echo": lambda asked: asked, "refuse": refuse, "break": lambda asked: 1 / 0}, defects.append
-    )
+    handlers = {"echo": lambda asked: asked, "refuse": refuse, "miss": miss, "break": lambda asked: 1 / 0}
+    listener = Listener(inside.folder, handlers, defects.append)
     try:
         assert ask("echo", what="test", text="naïve\n", number=2**70) == {"text": "naïve\n", "number": 2**70}
         with pytest.raises(FailedPrecondition) as caught:
             ask("refuse", what="test")
         assert caught.value.reason == "MISSING_FILE" and caught.value.metadata == {"file": "clf.pkl"}
+        with pytest.raises(NotFound, match=r"^dataset m:d does not exist in model m$") as caught:
+            ask("miss", what="test")
+        assert caught.value.metadata == {"name": "models/m"}
         with pytest.raises(NoronhaError, match="ZeroDivisionError"):
             ask("break", what="test")
         assert len(defects) == 1

@@ -169,6 +169,8 @@ def test_an_asset_that_cannot_be_had_fails_before_anything_runs(mesh, start):
     process = start(TRAINING, "open('ran', 'w')", datasets=[dataset])
     assert finished(process) == 1
     assert reason(mesh)[0] == "ASSET_UNAVAILABLE" and "not stored" in mesh.outcome.error.message
+    assert "ASSET_UNAVAILABLE: dataset iris-clf:d1 could not be fetched: " in mesh.log.decode()
+    assert "models/" not in mesh.log.decode()
     assert not (process.folder / "app" / "ran").exists()
 
 

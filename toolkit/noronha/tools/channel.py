@@ -121,8 +121,11 @@ class Listener:
                                       reason="UNKNOWN_QUESTION")  # fmt: skip
             return {"answer": handler(question)}
         except NoronhaError as error:
-            return {"error": {"code": error.code, "reason": error.reason, "message": error.message,
-                              "metadata": error.metadata}}  # fmt: skip
+            from noronha.client.words import in_words, named_by
+
+            # What a notebook is told ends in its log, where people read it.
+            return {"error": {"code": error.code, "reason": error.reason, "metadata": error.metadata,
+                              "message": in_words(error.message, named_by(error)).text}}  # fmt: skip
         except Exception as defect:
             self._on_defect(defect)
             return {"error": {"code": Internal.code, "reason": "TASK_ERROR",

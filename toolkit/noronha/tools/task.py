@@ -98,6 +98,7 @@ class Task:
 
     def _work(self, early: NotebookFailure | None) -> int:
         from noronha.client.connect import Mesh, read_token
+        from noronha.client.words import in_words
         from noronha.rpc.errors import NoronhaError
         from noronha.tools.delivery import Delivery
         from noronha.tools.reporting import Reporter, insist, report_outcome
@@ -126,7 +127,7 @@ class Task:
             result = Result(FAILED, "TASK_ERROR", f"The task itself failed: {type(defect).__name__}: {defect}")
         result = self._judged(assignment, result)
         if not result.succeeded and result.reason != "CELL_RAISED":
-            live.add(f"{result.reason}: {result.message}\n")
+            live.add(f"{result.reason}: {in_words(result.message).text}\n")
         live.close()
         reporter.close()
         name = assignment.notebook.rpartition("/")[2] or EXECUTED

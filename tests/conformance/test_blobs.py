@@ -133,10 +133,11 @@ class ObjectsSuite:
         stages = {key: objects.stage(key) for key in ("one/blob", "two/blob")}
         for key, stage in stages.items():
             stage.append(key.encode())
-        assert not objects.hand_over("one/blob", "three/blob")
-        stages["one/blob"].close()
-        assert not objects.hand_over("one/blob", "two/blob")
-        stages["two/blob"].close()
+        for writing, key, to in (("one", "one/blob", "three/blob"), ("two", "one/blob", "two/blob")):
+            with pytest.raises(Aborted) as raised:
+                objects.hand_over(key, to)
+            assert raised.value.reason == "BLOB_BUSY"
+            stages[f"{writing}/blob"].close()
         assert not objects.hand_over("one/blob", "two/blob")
         assert not objects.hand_over("absent/blob", "three/blob")
         assert sorted((each.name, each.size) for each in objects.stages() if each.size) == [
@@ -154,13 +155,19 @@ class ObjectsSuite:
             stage.close()
             return b"x"
 
+        def hands(source: str, target: str) -> bool:
+            try:
+                return objects.hand_over(source, target)
+            except Aborted:
+                return False
+
         for number in range(20):
             source, targets = f"{number}/from", [f"{number}-{each}/to" for each in range(4)]
             stage = objects.stage(source)
             stage.append(b"abc")
             stage.close()
             with ThreadPoolExecutor(8) as pool:
-                handing = [pool.submit(objects.hand_over, source, each) for each in targets]
+                handing = [pool.submit(hands, source, each) for each in targets]
                 written = b"".join(pool.map(writes, [*targets, source]))
             found = []
             for key in (source, *targets):

@@ -49,7 +49,10 @@ class Shop:
         request = store_pb2.OpenUploadRequest()
         for each in data:
             request.entries.add(digest=digest_of(each), size_bytes=len(each))
-        return self.uploads.open(ANA, request)
+        answer, succession = self.uploads.open(ANA, request)
+        if succession is not None:
+            assert not succession.take_over()
+        return self.uploads.get(ANA, answer.upload)
 
     def put(self, *data: bytes) -> str:
         upload = self.open(*data)

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from noronha.chassis.principals import Kind
 from noronha.client import transfer
 from noronha.rpc.dial import dial
 from noronha.rpc.errors import OutOfRange, ResourceExhausted
+from noronha.store.backends.file import FileObjects
 from noronha.v1 import store_pb2, store_pb2_grpc
 
 from .proxy import CuttingProxy
@@ -114,6 +116,19 @@ def test_a_beginning_that_was_damaged_is_found_out_and_sent_again(rig: Rig, data
     done = transfer.upload(stub, make(tmp_path, big=data))
     assert stub.sent == len(data) - TAKEN + len(data)
     assert fetch(rig.stub(), done.files[0].digest) == data
+
+
+def test_a_successor_that_comes_before_the_last_stream_is_over_waits_for_it(rig: Rig, data: bytes) -> None:
+    upload = leave(rig.stub(), data)
+    objects = FileObjects(f"file:{rig.staging.parent}", rig.root)
+    stage = objects.stage(f"{upload}/{digest_of(data)[7:]}")
+    ending = threading.Timer(0.5, stage.close)
+    ending.start()
+    try:
+        assert missing(open_upload(rig.stub(), data)) == {digest_of(data): TAKEN}
+    finally:
+        ending.join()
+        objects.close()
 
 
 def test_who_is_writing_is_not_robbed(rig: Rig, data: bytes, tmp_path: Path) -> None:

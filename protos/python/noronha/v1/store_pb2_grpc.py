@@ -83,7 +83,8 @@ class StoreServicer(object):
         """Opens an upload: offers digests and learns which of them have to travel. Blobs that are there already are held for the
         upload until it expires. A task is offered only what it wrote itself. Repeats with the same `request_id` are harmless.
         What another upload of the same principal took of a missing blob, and nobody is writing, moves over and need not be sent
-        again: a client that was killed is followed by its successor. The other upload, if still in use, begins that blob anew.
+        again: a client that was killed is followed by its successor, for which a writer that may be about to end is waited for, up
+        to 5 s. The other upload, if still in use, begins that blob anew.
         Raises INVALID_ARGUMENT `BAD_DIGEST`, `DUPLICATE_DIGEST`, `BAD_SIZE`, `WRONG_SIZE` for a blob that is there with another
         size, `TOO_MANY_FILES` past 10,000 entries; RESOURCE_EXHAUSTED `NO_SPACE`.
         """

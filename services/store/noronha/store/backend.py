@@ -155,7 +155,8 @@ class Objects(Protocol):
     def hand_over(self, key: str, to: str) -> bool:
         """Makes what the stage ``key`` took the beginning of the stage ``to``, in one step, and says whether it did.
 
-        It does not when there is nothing, when ``to`` took something itself, or while either has a writer.
+        It does not when there is nothing, or when ``to`` took something itself. Raises Aborted ``BLOB_BUSY`` while
+        either has a writer.
         """
         ...
 

@@ -32,6 +32,9 @@ from noronha.v1 import records_pb2, store_pb2, store_pb2_grpc
 _THREADS = 8
 _FLUSHERS = 4
 _EXPIRY_SECONDS = 600.0
+_ASKING_AGAIN = 0.05
+"""Seconds between two looks at whether a writer has let go."""
+
 _TELL_SECONDS = 5.0
 """Time between two answers of a collection of garbage; the contract promises one every 10 s."""
 
@@ -51,7 +54,13 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     async def OpenUpload(self, request: store_pb2.OpenUploadRequest, context: Any) -> store_pb2.Upload:
         principal = principals.current()
-        return await self._run(lambda: self._uploads.open(principal, request))
+        answer, succession = await self._run(lambda: self._uploads.open(principal, request))
+        if succession is None:
+            return answer
+        while True:
+            if not await self._run(succession.take_over):
+                return await self._run(lambda: self._uploads.get(principal, answer.upload))
+            await asyncio.sleep(_ASKING_AGAIN)
 
     async def GetUpload(self, request: store_pb2.GetUploadRequest, context: Any) -> store_pb2.Upload:
         principal = principals.current()

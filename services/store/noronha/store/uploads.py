@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from noronha.chassis import request_ids
 from noronha.chassis.principals import Kind, Principal
 from noronha.rpc.chunks import CHUNK_BYTES, MAX_FILES, check_digest
 from noronha.rpc.errors import (
+    Aborted,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
 )
-from noronha.store.backend import Entry, Location, Session, StoredBlob
+from noronha.store.backend import Entry, Location, Objects, Session, StoredBlob
 from noronha.store.stores import Stores, blob_of, stage_key, upload_of
 from noronha.v1 import file_pb2, store_pb2
 
@@ -34,7 +36,42 @@ MAX_LIGHTWEIGHT_BYTES = 10 << 20
 HEADROOM_BYTES = 16 << 20
 """Room that an upload leaves for the index and for records."""
 
+_LETTING_GO = 5.0
+"""Seconds in which the stream of a client that was killed is over: what it is flushing is on disk by then."""
+
+_LAST_BYTES = 16 << 20
+"""Bytes that such a stream may still take, those on their way included. One that takes more has a client."""
+
 EMPTY_DIGEST = f"sha256:{hashlib.sha256().hexdigest()}"
+
+
+class Opening(NamedTuple):
+    """An upload as it was opened."""
+
+    answer: store_pb2.Upload
+    succession: Succession | None
+    """What it is to take over before it is answered, as it stands then."""
+
+
+class Succession:
+    """What an upload takes over: blobs that other uploads of the same principal have begun."""
+
+    def __init__(self, objects: Objects, upload: str, begun: Mapping[str, tuple[int, str]]) -> None:
+        self._objects = objects
+        self._upload = upload
+        self._begun = dict(begun)
+        self._deadline = time.monotonic() + _LETTING_GO
+
+    def take_over(self) -> bool:
+        """Takes over what nobody writes, and says whether a writer may be about to let go of the rest. Blocks."""
+        for digest, (size, key) in list(self._begun.items()):
+            try:
+                self._objects.hand_over(key, stage_key(self._upload, digest))
+            except Aborted:
+                if time.monotonic() < self._deadline and self._objects.staged(key) - size <= _LAST_BYTES:
+                    continue
+            del self._begun[digest]
+        return bool(self._begun)
 
 
 class Uploads:
@@ -44,7 +81,7 @@ class Uploads:
         self._stores = stores
         self._index = stores.index
 
-    def open(self, principal: Principal, request: store_pb2.OpenUploadRequest) -> store_pb2.Upload:
+    def open(self, principal: Principal, request: store_pb2.OpenUploadRequest) -> Opening:
         """Opens an upload, or answers the one that the same request id opened.
 
         Raises InvalidArgument ``BAD_DIGEST``, ``TOO_MANY_FILES``, ``BAD_SIZE``, ``DUPLICATE_DIGEST``, ``WRONG_SIZE``;
@@ -71,17 +108,14 @@ class Uploads:
             self._index.complete(opened.upload, [nothing], proof=proven)
         answer = self._answer(opened)
         if opened.upload != session.upload or not answer.missing:
-            return answer
+            return Opening(answer, None)
         begun = self._begun_elsewhere(opened, answer)
         try:
             self._check_room(opened, answer, dict(entries), begun)
         except ResourceExhausted:
             self._index.abort(opened.upload)
             raise
-        objects = self._stores.of(opened.store)
-        for digest, (_, key) in begun.items():
-            objects.hand_over(key, stage_key(opened.upload, digest))
-        return self._answer(opened) if begun else answer
+        return Opening(answer, Succession(self._stores.of(opened.store), opened.upload, begun) if begun else None)
 
     def _begun_elsewhere(self, session: Session, answer: store_pb2.Upload) -> dict[str, tuple[int, str]]:
         """Returns, of missing blobs by digest, how many bytes another upload of the same principal took at most, and

@@ -98,10 +98,7 @@ class FileObjects:
     def hand_over(self, key: str, to: str) -> bool:
         # Both are locked while the name changes. Who opened either of them before finds afterwards that what it opened
         # is no longer what its path names, and opens that anew.
-        try:
-            source = self.stage(key)
-        except Aborted:
-            return False
+        source = self.stage(key)
         try:
             if source.size == 0:
                 source.discard()
@@ -115,8 +112,6 @@ class FileObjects:
                 return True
             finally:
                 target.close()
-        except Aborted:
-            return False
         finally:
             source.close()
             self.drop_empty(self._place(self._staging, key).parent)

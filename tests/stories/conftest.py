@@ -211,6 +211,14 @@ def late(request: pytest.FixtureRequest) -> Iterator[tuple[User, socket.socket]]
         yield found, taken
 
 
+@pytest.fixture
+def scattered() -> Iterator[User]:
+    """A user whose mesh runs in five processes, to be killed one by one."""
+    with private_user("five") as found:
+        found.start()
+        yield found
+
+
 @pytest.fixture(scope="session")
 def free() -> Callable[[], int]:
     """Returns free ports."""

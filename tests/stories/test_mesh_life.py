@@ -191,3 +191,51 @@ def test_nothing_is_started_for_help_or_a_typo(newcomer: Any) -> None:
     newcomer.run("--help", check=True)
     newcomer.run("modle", "list")
     assert not Path(newcomer.home / ".nha").exists()
+
+
+BACKENDS = {"metadata": "sqlite:", "store": "file:", "builder": "venv:", "runner": "process:", "router": "envoy:"}
+
+
+def test_every_service_tells_its_backend_and_health_in_either_layout(newcomer: Any, scattered: Any) -> None:
+    for user in (newcomer, scattered):
+        status = user.json("mesh", "up")
+        services = {each["name"]: each for each in status["services"]}
+        assert list(services) == list(BACKENDS)
+        for name, scheme in BACKENDS.items():
+            assert services[name]["state"] == "SERVING" and services[name]["problem"] == "", services
+            assert services[name]["backend"].startswith(scheme), services
+            assert bool(services[name]["address"]) == (user is scattered and name != "metadata")
+        assert status["router"] == f"127.0.0.1:{user.router_port}"
+
+
+def test_a_service_whose_server_is_gone_or_hangs_does_not_serve_and_hides_no_other(scattered: Any) -> None:
+    scattered.json("mesh", "up")
+    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
+    processes["runner"].kill()
+    processes["runner"].wait()
+    processes["router"].send_signal(signal.SIGSTOP)
+    try:
+        status = scattered.json("mesh", "status")
+        services = {each["name"]: each for each in status["services"]}
+        for name in ("runner", "router"):
+            assert services[name]["state"] == "NOT_SERVING" and services[name]["backend"] == "", services
+            assert services[name]["address"] in services[name]["problem"], services
+        for name in ("metadata", "store", "builder"):
+            assert services[name]["state"] == "SERVING" and services[name]["backend"], services
+        assert status["router"] == "", "only Router tells where predictions go"
+    finally:
+        processes["router"].send_signal(signal.SIGCONT)
+    status = scattered.json("mesh", "status")
+    assert [each["name"] for each in status["services"] if each["state"] != "SERVING"] == ["runner"]
+    assert status["router"]
+
+
+def test_a_service_that_is_gone_keeps_no_other_from_stopping(scattered: Any) -> None:
+    scattered.json("mesh", "up")
+    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
+    processes["runner"].kill()
+    processes["runner"].wait()
+    line = scattered.refused("mesh", "down", "--stop-tasks")
+    assert "does not answer" in line, "whether tasks run on, nobody can tell"
+    for name, process in processes.items():
+        assert name == "runner" or process.wait(60) == 0, name

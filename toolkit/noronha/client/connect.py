@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from noronha.rpc.errors import InvalidArgument, Unavailable
+from noronha.rpc.errors import DeadlineExceeded, InvalidArgument, NoronhaError, Unavailable
 
 if TYPE_CHECKING:
     from noronha.client.configuration import Configuration
@@ -30,6 +30,9 @@ def _silent(line: str) -> None:
     return None
 
 
+OVERVIEW_TIMEOUT = 5.0
+"""Seconds that each server has to tell how its services stand."""
+
 CARRIED_BY = {"tasks": "runner"}
 """Services of the contract that another one carries, to that one."""
 
@@ -46,6 +49,27 @@ class Routing(NamedTuple):
 def does_not_serve(service: str, problem: str) -> str:
     """Returns the line for a service that does not serve."""
     return f"{service} does not serve: {problem}"
+
+
+def routing_of(overview: mesh_pb2.MeshInfo) -> Routing:
+    """Returns where predictions go and whether they are answered there, by what ``Mesh.overview`` returned."""
+    for each in overview.services:
+        if each.name == "router":
+            starts = "it still starts; 'nha mesh status' says how it stands"
+            return Routing(overview.router_address, "" if each.serving else each.problem or starts)
+    return Routing("", "the mesh has none")
+
+
+def _told(channel: Any, timeout: float) -> mesh_pb2.MeshInfo | str:
+    """Returns what a server tells of itself, or in words why it told nothing."""
+    from noronha.v1 import mesh_pb2, mesh_pb2_grpc
+
+    try:
+        return mesh_pb2_grpc.MeshStub(channel).GetInfo(mesh_pb2.GetInfoRequest(), timeout=timeout)
+    except (Unavailable, DeadlineExceeded):
+        return "does not answer"
+    except NoronhaError as error:
+        return f"refuses to tell: {error.message}"
 
 
 class Mesh:
@@ -97,32 +121,44 @@ class Mesh:
             self._reviver()
 
     def info(self) -> mesh_pb2.MeshInfo:
-        """Returns what the server tells of itself."""
+        """Returns what the server tells of itself; of services elsewhere that is no more than where they are."""
         from noronha.v1 import mesh_pb2
 
         return self.mesh.GetInfo(mesh_pb2.GetInfoRequest())
 
-    def routing(self, info: mesh_pb2.MeshInfo | None = None) -> Routing:
-        """Returns where predictions go and whether they are answered there, as the router's own server tells it.
+    def overview(self, *services: str, timeout: float = OVERVIEW_TIMEOUT) -> mesh_pb2.MeshInfo:
+        """Returns what the server tells of itself, each service as its own server tells how it stands.
 
-        ``info`` is what ``info()`` returned, if that is known already.
+        With names only these ``services`` are asked for elsewhere. All servers are asked at once. One that does not
+        answer within ``timeout`` seconds makes its service one that does not serve, with the problem, and no error.
         """
-        from noronha.v1 import mesh_pb2, mesh_pb2_grpc
+        info = self.info()
+        there = [each for each in info.services if each.address and (not services or each.name in services)]
+        channels = {each.address: self._channel(each.address) for each in there}
+        if channels:
+            from concurrent.futures import ThreadPoolExecutor
 
-        info = info or self.info()
-        states = {each.name: each for each in info.services}
-        elsewhere = states["router"].address if "router" in states else ""
-        if elsewhere:
-            try:
-                info = mesh_pb2_grpc.MeshStub(self._channel(elsewhere)).GetInfo(mesh_pb2.GetInfoRequest())
-            except Unavailable:
-                return Routing("", f"its server, at {elsewhere}, does not answer")
-            states = {each.name: each for each in info.services}
-        if "router" not in states:
-            return Routing("", "the mesh has none")
-        state = states["router"]
-        problem = "" if state.serving else state.problem or "it still starts; 'nha mesh status' says how it stands"
-        return Routing(info.router_address, problem)
+            with ThreadPoolExecutor(len(channels)) as pool:
+                told = dict(zip(channels, pool.map(lambda each: _told(each, timeout), channels.values()), strict=True))
+            for each in there:
+                own = told[each.address]
+                if isinstance(own, str):
+                    each.problem = f"its server, at {each.address}, {own}"
+                    continue
+                carried = [other for other in own.services if other.name == each.name and not other.address]
+                if not carried:
+                    each.problem = f"the server at {each.address} does not carry it; correct --peer {each.name}=ADDRESS"
+                    continue
+                address = each.address
+                each.CopyFrom(carried[0])
+                each.address = address
+                if each.name == "router":
+                    info.router_address = own.router_address
+        return info
+
+    def routing(self) -> Routing:
+        """Returns where predictions go and whether they are answered there, as the router's own server tells it."""
+        return routing_of(self.overview("router"))
 
     def servers(self) -> list[mesh_pb2_grpc.MeshStub]:
         """Returns the stub of every server of the mesh, those that others stand on last."""

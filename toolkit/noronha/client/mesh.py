@@ -167,13 +167,13 @@ def start_mesh(
 
 
 def settled(mesh: Mesh, seconds: float = SETTLE_TIMEOUT) -> mesh_pb2.MeshInfo:
-    """Returns what a mesh tells of itself once each service serves or says why not; after ``seconds`` as it is then.
+    """Returns a mesh's overview once each service serves or says why not; after ``seconds`` as it is then.
 
     Router takes a moment longer than the others: its proxy has to listen first.
     """
     deadline = time.monotonic() + seconds
     while True:
-        info = mesh.info()
+        info = mesh.overview()
         if all(each.serving or each.problem for each in info.services) or time.monotonic() > deadline:
             return info
         time.sleep(0.05)
@@ -296,7 +296,9 @@ def _start_error(text: str, folder: Path) -> NoronhaError:
 def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) -> list[int]:
     """Stops every server of a mesh and waits until an embedded one is gone; returns the process ids they had.
 
-    Tasks go on unless ``stop_tasks``. Raises DeadlineExceeded ``MESH_SLOW`` when an embedded mesh is still there after
+    Tasks go on unless ``stop_tasks``. A server that does not answer keeps the others from nothing: it is down already.
+    Raises Unavailable when none answers, or when one does not that may have left tasks or the proxy running and
+    ``stop_tasks`` asks for their end; DeadlineExceeded ``MESH_SLOW`` when an embedded mesh is still there after
     ``timeout`` seconds.
     """
     from noronha.v1 import mesh_pb2
@@ -304,9 +306,15 @@ def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) ->
     path = Path(mesh.address.removeprefix("unix:")) if mesh.address.startswith("unix:") else None
     socket_file = _identity(path)
     stopped = []
+    unanswered: Unavailable | None = None
     for server in mesh.servers():
         request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks)
-        stopped.append(server.Shutdown(request, timeout=timeout).process_id)
+        try:
+            stopped.append(server.Shutdown(request, timeout=timeout).process_id)
+        except Unavailable as error:
+            unanswered = unanswered or error
+    if unanswered is not None and (stop_tasks or not stopped):
+        raise unanswered
     if path is None:
         return stopped
     deadline = time.monotonic() + timeout

@@ -44,8 +44,10 @@ def _document(info: mesh_pb2.MeshInfo, address: str, router: str) -> dict[str, A
 
 
 def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
-    """Shows what a mesh tells of itself."""
-    document = _document(info, target.mesh.address, target.mesh.routing(info).address)
+    """Shows the overview of a mesh."""
+    from noronha.client.connect import routing_of
+
+    document = _document(info, target.mesh.address, routing_of(info).address)
     target.present(document, info.mesh_id)
 
 
@@ -103,7 +105,7 @@ def _say_down(target: Target, line: str) -> None:
 def status(target: Target) -> None:
     """Say what runs and how each service stands. Starts nothing; exits with 7 when no mesh runs."""
     target.may_start = False
-    show(target, target.mesh.info())
+    show(target, target.mesh.overview())
 
 
 @subject.command()

@@ -66,7 +66,9 @@ class MeshInfo(google.protobuf.message.Message):
     """Folder of the mesh's state on the server's machine; empty for callers other than its owner and services."""
     @property
     def services(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ServiceInfo]:
-        """Services mounted on this server, and those it was told of."""
+        """Services mounted on this server, and those it was told of. Each service answers for itself: how one stands that is
+        elsewhere, only the server at its address tells.
+        """
 
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -108,11 +110,11 @@ class ServiceInfo(google.protobuf.message.Message):
     name: builtins.str
     """Name, such as `metadata`."""
     backend: builtins.str
-    """URL of its backend, without credentials."""
+    """URL of its backend, without credentials; empty when this server does not carry the service."""
     serving: builtins.bool
-    """Whether it serves."""
+    """Whether it serves; false when this server does not carry the service, since it does not know."""
     problem: builtins.str
-    """Why it does not: one line that says what to do; empty while it still starts."""
+    """Why it does not: one line that says what to do; empty while it still starts, and when this server does not carry it."""
     address: builtins.str
     """Where the service is when this server does not carry it itself: `host:port` or `unix:/path`; empty when it does."""
     def __init__(

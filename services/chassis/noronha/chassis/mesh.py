@@ -25,7 +25,7 @@ class MeshServicer(rpc.MeshServicer):
         self._after: set[asyncio.Task[None]] = set()
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Any) -> pb.MeshInfo:
-        """Returns the server's version, features and services."""
+        """Returns the server's version, features and services; of those elsewhere no more than where they are."""
         mesh = self._context
         trusted = principals.current().kind in (Kind.OWNER, Kind.SERVICE)
         info = pb.MeshInfo(
@@ -37,7 +37,7 @@ class MeshServicer(rpc.MeshServicer):
             info.services.add(name=name, backend=state.backend, serving=state.serving, problem=state.problem)
         for name, address in mesh.peers.addresses.items():
             if name not in mesh.services:
-                info.services.add(name=name, address=address, serving=True)
+                info.services.add(name=name, address=address)  # how it stands, its own server tells
         return info
 
     async def Shutdown(self, request: pb.ShutdownRequest, context: Any) -> pb.ShutdownResponse:

@@ -28,7 +28,7 @@ PREDICT = (
 
 def _replica(bench: Bench, name: str) -> int:
     """Returns the port of a deployment's only replica."""
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.v1 import metadata_pb2 as pb
     from noronha.v1 import replica_pb2
 
@@ -288,7 +288,7 @@ def app(environ, start):
 @row("throughput")
 def throughput() -> list[Row]:
     """A one-replica iris service at 16 connections over bare gunicorn with the same function and settings."""
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.client.transfer import download
     from noronha.v1 import metadata_pb2 as pb
 

@@ -187,7 +187,7 @@ class World:
 
     def connect(self):
         """Returns a connection for looking at records and bytes."""
-        from noronha.client.connect import Mesh
+        from noronha.client.connection import Mesh
 
         if self.target == "embedded":
             return Mesh(f"unix:{self.state / 'mesh.sock'}", whole=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from noronha.client.configuration import Configuration
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.rpc.settings import Settings
     from noronha.v1 import project_pb2
 

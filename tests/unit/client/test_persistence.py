@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from noronha.client.connect import Mesh
+from noronha.client.connection import Mesh
 from noronha.client.persistence import persistently
 from noronha.rpc.errors import DeadlineExceeded, FailedPrecondition, NoronhaError, Unavailable
 

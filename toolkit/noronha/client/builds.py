@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from noronha.client import work
-from noronha.client.connect import Mesh, Notice, _silent
+from noronha.client.connection import Mesh, Notice, silent
 from noronha.client.follow import Following
 from noronha.client.persistence import persistently
 from noronha.client.references import last_id, to_key
@@ -68,7 +68,7 @@ def from_folder(
     folder: Path,
     *,
     no_cache: bool = False,
-    notice: Notice = _silent,
+    notice: Notice = silent,
     progress: Progress | None = None,
 ) -> build_pb2.Build:
     """Packs and uploads a folder, starts its build under a tag and returns the record, PENDING.

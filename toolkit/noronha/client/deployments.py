@@ -12,7 +12,7 @@ from noronha.client.work import WorkFailed, state_of
 from noronha.rpc.errors import NotFound
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.v1 import deployment_pb2, health_check_pb2, mount_pb2, replica_pb2, resources_pb2, web_server_pb2
 
 

@@ -22,7 +22,7 @@ from noronha.rpc.errors import (
 )
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
 
 PATIENCE = 60.0
 """Seconds that a mesh may be away before following gives up."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noronha.client.connect import Mesh, Notice, _silent, does_not_serve
+from noronha.client.connection import Mesh, Notice, does_not_serve, silent
 from noronha.rpc.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -50,7 +50,7 @@ _started: list[subprocess.Popen[bytes]] = []
 """Meshes that this process started; kept so that their handles are not finalised while they run."""
 
 
-def embedded(configuration: Configuration, *, start: bool = True, notice: Notice = _silent) -> Mesh:
+def embedded(configuration: Configuration, *, start: bool = True, notice: Notice = silent) -> Mesh:
     """Returns a connection to the embedded mesh, started when it does not answer.
 
     A mesh of an older release is replaced; its tasks go on. ``notice`` is told of settings that came after the mesh.
@@ -139,7 +139,7 @@ def answers(path: Path) -> bool:
 
 
 def start_mesh(
-    configuration: Configuration, *, notice: Notice = _silent, config_file: Path | None = None
+    configuration: Configuration, *, notice: Notice = silent, config_file: Path | None = None
 ) -> mesh_pb2.MeshInfo | None:
     """Starts the mesh in the background in a session of its own, and waits until it answers; a running one is left as
     it is.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from noronha.rpc.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
 
 PATIENCE = 60.0
 """Seconds that the mesh may be away."""

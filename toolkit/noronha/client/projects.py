@@ -10,7 +10,7 @@ from noronha.client.listing import every
 from noronha.rpc.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
 
 CANCEL_TIMEOUT = 60.0
 """Seconds that a cancelled training has to end."""

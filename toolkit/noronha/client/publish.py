@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from noronha.client.connect import Mesh, Notice, _silent
+from noronha.client.connection import Mesh, Notice, silent
 from noronha.client.meter import Progress
 from noronha.client.persistence import persistently
 from noronha.client.references import last_id
@@ -59,7 +59,7 @@ def dataset(
     *,
     details_json: str | None = None,
     replace: Replace | None = None,
-    notice: Notice = _silent,
+    notice: Notice = silent,
     progress: Progress | None = None,
 ) -> dataset_pb2.Dataset:
     """Publishes a dataset of a model and returns its record.
@@ -86,7 +86,7 @@ def model_version(
     dataset: str | None = None,
     pretrained: str | None = None,
     replace: Replace | None = None,
-    notice: Notice = _silent,
+    notice: Notice = silent,
     progress: Progress | None = None,
     patience: float = 0.0,
 ) -> model_version_pb2.ModelVersion:
@@ -109,7 +109,7 @@ def update_dataset(
     files: Files | None = None,
     *,
     details_json: str | None = None,
-    notice: Notice = _silent,
+    notice: Notice = silent,
     progress: Progress | None = None,
 ) -> dataset_pb2.Dataset:
     """Publishes the next revision of a dataset; what is None is carried over. Raises NotFound, and as ``dataset``."""
@@ -129,7 +129,7 @@ def update_model_version(
     training: str | None = None,
     dataset: str | None = None,
     pretrained: str | None = None,
-    notice: Notice = _silent,
+    notice: Notice = silent,
     progress: Progress | None = None,
 ) -> model_version_pb2.ModelVersion:
     """Publishes the next revision of a version; what is None is carried over. Raises NotFound, and as ``dataset``."""

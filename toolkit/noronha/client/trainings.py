@@ -11,7 +11,7 @@ from noronha.client.references import to_key
 from noronha.rpc.errors import NotFound
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.v1 import mount_pb2, resources_pb2, training_pb2
 
 

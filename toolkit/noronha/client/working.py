@@ -12,7 +12,7 @@ from noronha.rpc import names
 from noronha.rpc.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.v1 import project_pb2
 
 

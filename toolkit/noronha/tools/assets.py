@@ -22,7 +22,7 @@ from noronha.rpc.errors import DataLoss, FailedPrecondition
 from noronha.tools import documents
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.v1 import dataset_pb2, model_version_pb2
 
     Asset = dataset_pb2.Dataset | model_version_pb2.ModelVersion

@@ -24,7 +24,7 @@ from noronha.rpc.errors import (
 )
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.tools.notebook import Result
 
 logger = logging.getLogger("noronha.task")

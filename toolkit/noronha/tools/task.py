@@ -31,7 +31,7 @@ from noronha.tools.notebook import CANCELLED, FAILED, NotebookRun, Result, resul
 from noronha.tools.outputs import Live
 
 if TYPE_CHECKING:
-    from noronha.client.connect import Mesh
+    from noronha.client.connection import Mesh
     from noronha.tools.assets import Assets
     from noronha.v1 import tasks_pb2
 
@@ -97,7 +97,7 @@ class Task:
             self._runtime.remove()
 
     def _work(self, early: NotebookFailure | None) -> int:
-        from noronha.client.connect import Mesh, read_token
+        from noronha.client.connection import Mesh, read_token
         from noronha.client.words import in_words
         from noronha.rpc.errors import NoronhaError
         from noronha.tools.delivery import Delivery

@@ -204,7 +204,7 @@ def _await(target: Target, made: Any, key: str) -> Any:
 
 def _tell(target: Target, made: Any, owner: str) -> None:
     """Says where predictions are answered; of a router that does not serve, why: somebody else may answer there."""
-    from noronha.client.connect import does_not_serve
+    from noronha.client.connection import does_not_serve
 
     if made.status.address:
         target.voice.info(f"Predictions at http://{made.status.address}/predict")

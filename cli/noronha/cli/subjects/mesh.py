@@ -45,7 +45,7 @@ def _document(info: mesh_pb2.MeshInfo, address: str, router: str) -> dict[str, A
 
 def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
     """Shows the overview of a mesh."""
-    from noronha.client.connect import routing_of
+    from noronha.client.connection import routing_of
 
     document = _document(info, target.mesh.address, routing_of(info).address)
     target.present(document, info.mesh_id)

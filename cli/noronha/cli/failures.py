@@ -106,10 +106,10 @@ def tell(error: Exception, target: Target) -> int:
         _say(one_line(_unanswered(error, target) or wording.in_words(error)), error.reason)
         return exit_code(error)
     if isinstance(error, OSError):
-        import errno
+        from noronha.rpc.disk import is_full
 
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         _say(f"{where}{error.strerror or error}", "NO_SPACE" if full else "FILE_UNUSABLE")
         return DISK_FULL if full else USAGE
     _say(f"{type(error).__name__}: {one_line(str(error))}; run again with -d for details", "UNEXPECTED")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -70,28 +69,13 @@ class JsonText(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "JSON"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from noronha.rpc import json_text
+
         text = str(value)
-
-        def twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            found = dict(pairs)
-            if len(found) != len(pairs):
-                keys = [key for key, _ in pairs]
-                raise ValueError(f"it holds the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
-            return found
-
-        def constant(word: str) -> NoReturn:
-            raise ValueError(f"it holds {word}, which is not JSON")
-
         try:
-            found = json.loads(text, object_pairs_hook=twice, parse_constant=constant)
-        except json.JSONDecodeError as error:
-            self.fail(f"{_short(text)} is not JSON: {error.msg} at character {error.pos + 1}", param, ctx)
-        except RecursionError:
-            self.fail(f"{_short(text)} has too many levels", param, ctx)
-        except ValueError as error:
-            self.fail(f"{_short(text)} cannot be taken: {error}", param, ctx)
-        if not isinstance(found, dict):
-            self.fail(f'{_short(text)} is not a JSON object such as {{"key": "value"}}', param, ctx)
+            json_text.parse(text)
+        except json_text.Refused as error:
+            self.fail(f"{_short(text)} {error}", param, ctx)
         return text
 
 

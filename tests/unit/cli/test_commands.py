@@ -118,7 +118,7 @@ def _stopped(tmp_path: Path) -> Iterator[None]:
         (("train", "new", "--nb", "n", "--params", "[1]"), "not a JSON object"),
         (("train", "new", "--nb", "n", "--params", '{"a": NaN}'), "NaN"),
         (("train", "new", "--nb", "n", "--params", '{"a": 1, "a": 2}'), "twice"),
-        (("train", "new", "--nb", "n", "--params", '{"a": ' * 5000 + "1" + "}" * 5000), "too many levels"),
+        (("train", "new", "--nb", "n", "--params", '{"a": ' * 5000 + "1" + "}" * 5000), "more than 64 levels"),
         (("train", "new", "--nb", "n", "-e", "A"), "KEY=VALUE"),
         (("train", "new", "--nb", "n", "-e", "A=1", "-e", "A=2"), "twice"),
         (("train", "new", "--nb", "n", "-m", "/a"), "SOURCE:TARGET"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from noronha.rpc.disk import is_full
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NoronhaError, ResourceExhausted
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -170,7 +171,7 @@ def _typed(target: Path) -> Iterator[None]:
 
 
 def _error(target: Path, error: OSError) -> NoronhaError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(error):
         return ResourceExhausted(
             f"no space left for {target}: {error.strerror}; free some or choose another disk",
             reason="NO_SPACE",

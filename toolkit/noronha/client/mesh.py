@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noronha.client.connection import Mesh, Notice, does_not_serve, silent
+from noronha.rpc.disk import state_error
 from noronha.rpc.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -215,23 +216,10 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = open(folder / "start.lock", "ab")  # noqa: SIM115  closed below; its own errors are told here
     except OSError as error:
-        raise _folder_error(folder, error) from error
+        raise state_error(folder, error) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _folder_error(folder: Path, error: OSError) -> NoronhaError:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(
-            f"no space left for {folder}; free some, or set mesh.state_dir to another disk", reason="NO_SPACE"
-        )
-    return FailedPrecondition(
-        f"cannot write to the mesh's folder {folder}: {error.strerror}; make it writable or set mesh.state_dir",
-        reason="STATE_DIR_READ_ONLY",
-    )
 
 
 def _launch(folder: Path, path: Path, config_file: Path | None) -> None:
@@ -246,14 +234,14 @@ def _launch(folder: Path, path: Path, config_file: Path | None) -> None:
         (folder / "logs").mkdir(mode=0o700, exist_ok=True)
         errors = os.open(folder / "logs" / "start.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     except OSError as error:
-        raise _folder_error(folder, error) from error
+        raise state_error(folder, error) from error
     try:
         # A mesh without room could not even say so: its words go to the same disk.
         os.posix_fallocate(errors, 0, LEAST_ROOM)
         os.ftruncate(errors, 0)
     except OSError as error:
         os.close(errors)
-        raise _folder_error(folder, error) from error
+        raise state_error(folder, error) from error
     try:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,

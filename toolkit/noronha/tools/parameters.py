@@ -7,15 +7,11 @@ opens the executed notebook reads what the cells worked with.
 
 from __future__ import annotations
 
-import json
 import keyword
-import math
 from typing import Any
 
+from noronha.rpc import json_text
 from noronha.tools.failures import NotebookFailure
-
-MAX_DEPTH = 64
-"""Levels of nesting accepted; Python's own parser gives up at around a hundred."""
 
 TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
@@ -30,15 +26,9 @@ def parse(params_json: str) -> dict[str, Any]:
     if not params_json.strip():
         return {}
     try:
-        params = json.loads(params_json, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-    except RecursionError:
-        raise _invalid(f"they are nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:
-        raise _invalid(str(error)) from None
-    if not isinstance(params, dict):
-        raise _invalid('they must be one JSON object, as in {"gamma": 0.1}')
-    if _depth(params) > MAX_DEPTH:
-        raise _invalid(f"they are nested deeper than {MAX_DEPTH} levels")
+        params = json_text.parse(params_json)
+    except json_text.Refused as error:
+        raise _invalid(f"their text {error}") from None
     for name in params:
         if not name.isidentifier() or keyword.iskeyword(name):
             raise _invalid(f"{name!r} cannot be the name of a Python variable")
@@ -88,42 +78,6 @@ def _injected(notebook: Any, params: dict[str, Any]) -> Any:
 def _tags(cell: Any) -> list[str]:
     tags = cell.get("metadata", {}).get("tags", [])
     return tags if isinstance(tags, list) else []
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:40]} is larger than a float can be")
-    return value
-
-
-def _depth(value: Any) -> int:
-    deepest, level, layer = 0, 0, [value]
-    while layer:
-        level += 1
-        inner: list[Any] = []
-        for one in layer:
-            if isinstance(one, dict):
-                inner.extend(one.values())
-                deepest = level
-            elif isinstance(one, list):
-                inner.extend(one)
-                deepest = level
-        layer = inner
-    return deepest
 
 
 def _invalid(why: str) -> NotebookFailure:

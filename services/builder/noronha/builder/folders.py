@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from noronha.rpc.disk import is_full
 from noronha.rpc.errors import FailedPrecondition, ResourceExhausted
 
 
@@ -22,7 +23,7 @@ def disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise no_space(folder) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise FailedPrecondition(

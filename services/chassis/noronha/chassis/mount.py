@@ -15,7 +15,7 @@ from pathlib import Path
 
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Tokens
-from noronha.rpc.errors import FailedPrecondition, ResourceExhausted
+from noronha.rpc.disk import state_error
 from noronha.rpc.settings import Settings
 
 log = logging.getLogger("noronha")
@@ -131,19 +131,3 @@ def make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise state_error(folder, error) from error
-
-
-def state_error(folder: Path, error: OSError) -> FailedPrecondition | ResourceExhausted:
-    """Returns the error, in one line, for a state folder that cannot be written."""
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(
-            f"no space left for {folder}; free some, or set mesh.state_dir to another disk",
-            reason="NO_SPACE",
-            folder=folder,
-        )
-    return FailedPrecondition(
-        f"cannot write to the mesh's folder {folder}: {error.strerror}; make it writable or set mesh.state_dir",
-        reason="STATE_DIR_READ_ONLY", folder=folder,
-    )  # fmt: skip

@@ -24,11 +24,12 @@ import grpc.aio
 from noronha.chassis import mesh, principals
 from noronha.chassis.call_log import CallLog
 from noronha.chassis.interceptors import Activity, Guard
-from noronha.chassis.mount import Context, ServiceState, make_private, state_error
+from noronha.chassis.mount import Context, ServiceState, make_private
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Kind, Principal, Tokens
 from noronha.chassis.registry import without_credentials
 from noronha.rpc.dial import FLOW
+from noronha.rpc.disk import state_error
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
 from noronha.rpc.settings import Settings
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from noronha.chassis import anonymous, json_text
+from noronha.chassis import anonymous
 from noronha.chassis.principals import Kind, Principal
 from noronha.metadata import deletion, files, kinds, masks, references
 from noronha.metadata.backend import Key, Means, Unchanged, missing
 from noronha.metadata.catalog import Catalog, check_scope
 from noronha.metadata.drafts import Draft, Found, check_etag, once_of, settle
 from noronha.metadata.fields import Violations
-from noronha.rpc import names
+from noronha.rpc import json_text, names
 from noronha.rpc.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
 from noronha.v1 import file_pb2
 

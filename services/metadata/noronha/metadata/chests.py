@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from noronha.chassis import json_text
 from noronha.chassis.principals import Principal
 from noronha.metadata import deletion, kinds, masks
 from noronha.metadata.backend import Key, missing
 from noronha.metadata.catalog import Catalog
 from noronha.metadata.drafts import Draft, Found, check_etag, once_of, settle
 from noronha.metadata.fields import Violations
-from noronha.rpc import names
+from noronha.rpc import json_text, names
 from noronha.rpc.errors import FailedPrecondition
 from noronha.rpc.names import Name
 from noronha.v1 import chest_pb2

@@ -14,9 +14,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from noronha.chassis import json_text
 from noronha.metadata import documents
 from noronha.metadata.patterns import BadPattern, Pattern
+from noronha.rpc import json_text
 from noronha.rpc.errors import InvalidArgument
 
 MAX_BYTES = 64 << 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from noronha.chassis import json_text, request_ids
+from noronha.chassis import request_ids
 from noronha.chassis.durations import seconds_of
 from noronha.chassis.principals import Principal
 from noronha.metadata import deletion, documents, kinds, masks, references
@@ -13,7 +13,7 @@ from noronha.metadata.backend import Childless, Key, Lease, Means, Unchanged
 from noronha.metadata.catalog import Catalog
 from noronha.metadata.drafts import Draft, Found, Once, check_etag, settle
 from noronha.metadata.fields import Violations
-from noronha.rpc import names
+from noronha.rpc import json_text, names
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
 from noronha.rpc.names import Name
 from noronha.v1 import records_pb2, task_status_pb2

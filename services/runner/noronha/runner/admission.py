@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from google.protobuf import duration_pb2
 
-from noronha.chassis import json_text
 from noronha.chassis.durations import seconds_of
 from noronha.chassis.peers import Peers
-from noronha.rpc import names
+from noronha.rpc import json_text, names
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from noronha.runner.workloads import RESERVED, RESERVED_PREFIXES
 from noronha.v1 import (

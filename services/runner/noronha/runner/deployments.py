@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 
 from google.protobuf import field_mask_pb2
 
-from noronha.chassis import anonymous, json_text, principals, request_ids
-from noronha.rpc import names
+from noronha.chassis import anonymous, principals, request_ids
+from noronha.rpc import json_text, names
 from noronha.rpc.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NoronhaError, NotFound
 from noronha.runner import admission, logs, workloads
 from noronha.runner.ownership import Owner

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noronha.chassis import positions
-from noronha.chassis.mount import make_private, state_error
+from noronha.chassis.mount import make_private
+from noronha.rpc.disk import state_error
 from noronha.rpc.errors import InvalidArgument, OutOfRange
 
 PIECE = 64 << 10

@@ -20,7 +20,7 @@ from typing import Any
 
 import noronha.runner.supervisor
 from noronha.chassis import places
-from noronha.chassis.mount import state_error
+from noronha.rpc.disk import state_error
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument, NotFound
 from noronha.runner.backend import ASSIGNMENT, PYTHON, Cause, Exit, Instance, Workload
 from noronha.runner.supervisor import cgroups, files, processes, supervision

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, field_mask_pb2
 
 from noronha.builder import commands, folders, git, revisions, sources
 from noronha.builder.backend import Backend, Job, Made, Tree
@@ -18,6 +18,7 @@ from noronha.builder.revisions import full_name, has_ended, reference_of
 from noronha.chassis import principals
 from noronha.chassis.mount import Context
 from noronha.chassis.principals import Kind, Principal
+from noronha.chassis.timestamps import now
 from noronha.rpc.errors import (
     Aborted,
     Cancelled,
@@ -345,13 +346,6 @@ def _error_of(attempt: Attempt) -> NoronhaError | None:
         return error
     log.error("building %s failed", full_name(attempt.build), exc_info=error)
     return Internal("something went wrong inside the builder; the mesh's log has the details")
-
-
-def now() -> timestamp_pb2.Timestamp:
-    """Returns this moment."""
-    moment = timestamp_pb2.Timestamp()
-    moment.GetCurrentTime()
-    return moment
 
 
 def lease_duration() -> duration_pb2.Duration:

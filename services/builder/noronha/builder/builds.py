@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from noronha.builder import git, revisions, sources
-from noronha.builder.attempts import Attempts, lease_duration, now
+from noronha.builder.attempts import Attempts, lease_duration
 from noronha.builder.backend import Backend
 from noronha.builder.logs import Logs, Piece
 from noronha.builder.revisions import full_name, has_ended, reference_of
 from noronha.chassis import principals, request_ids
 from noronha.chassis.mount import Context
+from noronha.chassis.timestamps import now
 from noronha.rpc import names
 from noronha.rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from noronha.v1 import builder_pb2, metadata_pb2, records_pb2, store_pb2

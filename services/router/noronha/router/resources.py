@@ -32,6 +32,7 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.xds.core import v3 as xds
 from envoy_data_plane.xds.type.matcher import v3 as tree
 
+from noronha.chassis.health_checks import completed
 from noronha.router import messages, splice
 from noronha.router.edge import Edge, Endpoint
 from noronha.router.messages import extension, number, packed, protobuf
@@ -61,10 +62,6 @@ UPDATE_TIMEOUT = datetime.timedelta(minutes=15)
 # let go of it before, or a request meets one that closes.
 UPSTREAM_IDLE_TIMEOUT = datetime.timedelta(seconds=1)
 CONNECT_TIMEOUT = datetime.timedelta(seconds=2)
-# What HealthCheck in the contract says of fields that are not set.
-HEALTH_INTERVAL = datetime.timedelta(seconds=30)
-HEALTH_TIMEOUT = datetime.timedelta(seconds=3)
-HEALTH_RETRIES = 3
 # Envoy's own default of 1,024 looks like a slow model under load.
 CIRCUIT_BREAKER = 100_000
 
@@ -190,13 +187,9 @@ def _health_checks(interval: datetime.timedelta, timeout: datetime.timedelta, re
 
 def health_checks(check: health_check_pb2.HealthCheck) -> list[core.HealthCheck]:
     """Probes `/health` at the interval, and with the patience, that the deployment asks for."""
-    interval = check.interval.ToTimedelta() if check.HasField("interval") else HEALTH_INTERVAL
-    timeout = check.timeout.ToTimedelta() if check.HasField("timeout") else HEALTH_TIMEOUT
-    return _health_checks(
-        min(max(interval, seconds(1)), seconds(3600)),
-        min(max(timeout, seconds(0.1)), seconds(600)),
-        check.retries if check.retries > 0 else HEALTH_RETRIES,
-    )
+    asked = completed(check)
+    interval, timeout = min(max(asked.interval, 1), 3600), min(max(asked.timeout, 0.1), 600)
+    return _health_checks(seconds(interval), seconds(timeout), asked.retries)
 
 
 @functools.lru_cache(maxsize=256)

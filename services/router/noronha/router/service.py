@@ -9,13 +9,14 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 
-from google.protobuf import empty_pb2, field_mask_pb2, timestamp_pb2
+from google.protobuf import empty_pb2, field_mask_pb2
 
 from noronha.chassis import principals, request_ids
 from noronha.chassis.durations import seconds_of
 from noronha.chassis.mount import Context
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Kind, Principal
+from noronha.chassis.timestamps import now
 from noronha.router import discovery as discovery_module
 from noronha.router import envoy as envoy_module
 from noronha.router import traffic as rules
@@ -77,7 +78,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         elif taken or rejection:
             changed = traffic_pb2.Traffic(name=name, rejection=rejection)
             if not rejection:
-                changed.accept_time.CopyFrom(_now())
+                changed.accept_time.CopyFrom(now())
             with contextlib.suppress(Aborted, NotFound):  # changed again meanwhile: that change speaks for itself
                 record = await self._update(changed, ["rejection", "accept_time"])
         if rejection:
@@ -272,12 +273,6 @@ def _merged(
 
 def _traffic(record: records_pb2.Record) -> traffic_pb2.Traffic:
     return record.resource.traffic
-
-
-def _now() -> timestamp_pb2.Timestamp:
-    now = timestamp_pb2.Timestamp()
-    now.GetCurrentTime()
-    return now
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from google.rpc import status_pb2
 
+from noronha.chassis import health_checks
 from noronha.rpc import names
 from noronha.rpc.errors import (
     Aborted,
@@ -21,9 +22,9 @@ from noronha.rpc.errors import (
     Unavailable,
     to_status,
 )
-from noronha.runner import logs, probes, rollout, sessions, workloads
+from noronha.runner import endings, logs, probes, rollout, sessions, workloads
 from noronha.runner.admission import Inputs
-from noronha.runner.backend import Cause, Exit, Instance
+from noronha.runner.backend import Cause, Exit
 from noronha.runner.ownership import AWAY, Owner, project_of
 from noronha.runner.rollout import Failures, wanted_replicas
 from noronha.runner.sessions import Session
@@ -50,7 +51,13 @@ PROXY_PATIENCE = 5.0
 """Seconds without a proxy after which a deployment that wants no replicas stops them although they may be routed."""
 
 HEALTH_TIMEOUT = 3.0
+"""Seconds that a replica that starts has to say that it is healthy before it is asked again."""
+
+LEAVING = 2.0
+"""Seconds beyond its grace in which a replica that was told to end has to be gone."""
+
 UPDATE_TIMEOUT = 60.0
+"""Seconds that a replica has to take a version up."""
 
 Replica = replica_pb2.Replica
 
@@ -366,11 +373,7 @@ class Controller:
     async def _exit(self, each: Serving, refused: NoronhaError | None) -> Exit:
         if refused is not None:
             return Exit(Cause.NOT_STARTED, refused.message, reason=refused.reason)
-        try:
-            instance: Instance = await self._owner.platform.wait(each.workload)
-            return instance.exit or Exit(Cause.LOST, "the platform forgot the replica")
-        except NotFound:
-            return Exit(Cause.LOST, "nothing of the replica's process is left")
+        return await endings.exit_of(self._owner, each.workload)
 
     async def _mind(self, each: Serving) -> None:
         """Waits until a replica serves and says so; then probes it, if it is to be probed."""
@@ -408,14 +411,12 @@ class Controller:
 
     async def _probe(self, each: Serving, spec: deployment_pb2.DeploymentSpec) -> None:
         """Probes a replica; one that fails too often is ended, and another takes its place."""
-        check = spec.health_check
-        interval = check.interval.ToMilliseconds() / 1000 if check.HasField("interval") else 30.0
-        timeout = check.timeout.ToMilliseconds() / 1000 if check.HasField("timeout") else 3.0
+        check = health_checks.completed(spec.health_check)
         failed = 0
-        await asyncio.sleep(check.start_period.ToMilliseconds() / 1000 if check.HasField("start_period") else 60.0)
-        while failed < (check.retries or 3):
-            failed = 0 if await probes.healthy(each.replica.host, each.replica.port, timeout) else failed + 1
-            await asyncio.sleep(interval)
+        await asyncio.sleep(check.start_period)
+        while failed < check.retries:
+            failed = 0 if await probes.healthy(each.replica.host, each.replica.port, check.timeout) else failed + 1
+            await asyncio.sleep(check.interval)
         each.outcome = sessions.failure("UNHEALTHY", f"the replica failed {failed} health checks in a row")
         log.warning("%s is ended: it failed %d health checks in a row", each.name, failed)
         self._stop(each)
@@ -424,25 +425,15 @@ class Controller:
         """Asks a replica to finish what is in flight and end; by force when it does not."""
         if not each.stopping:
             each.stopping = True
-            self._owner.spawn(self._end(each), f"stopping {each.name}")
-
-    async def _end(self, each: Serving) -> None:
-        grace = self._owner.settings.runner.grace
-        if each.commands.listeners:
-            each.commands.give(sessions.shutdown(grace))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(each.over.wait(), grace + 2)
-        if not each.over.is_set():
-            await self._owner.platform.stop(each.workload, grace if each.heard == 0.0 else 1.0)
+            work = endings.end(self._owner, each, sessions.shutdown, LEAVING)
+            self._owner.spawn(work, f"stopping {each.name}")
 
     async def _ended(self, each: Serving, exit: Exit) -> None:
         """Writes down how a replica ended, and forgets the oldest of those that have."""
         error = each.outcome
         if error is None and not each.stopping and each.replica.state != Replica.DRAINING:
-            error = sessions.failure_of(exit)
-            said = (await self._owner.platform.read_log(each.workload)).decode("utf-8", "replace").rstrip()
-            with contextlib.suppress(NoronhaError):
-                each.log.add(f"{said}\n{exit.message}\n" if said else f"{exit.message}\n")
+            error = endings.failure_of(exit)
+            await endings.say_last_words(self._owner, each, exit)
         if error is not None:
             failures = self._failures.setdefault(each.replica.revision, Failures())
             failures.add(sessions.reason_of(error) or "TASK_ERROR", error, time.monotonic(), each.served)

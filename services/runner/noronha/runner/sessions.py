@@ -7,11 +7,10 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from noronha.rpc.errors import FailedPrecondition, NoronhaError, to_status
-from noronha.runner.backend import Cause, Exit
 from noronha.runner.logs import Log
 from noronha.v1 import tasks_pb2
 
@@ -107,13 +106,6 @@ def seconds(value: float) -> duration_pb2.Duration:
     return duration
 
 
-def now() -> timestamp_pb2.Timestamp:
-    """Returns the time it is."""
-    stamp = timestamp_pb2.Timestamp()
-    stamp.GetCurrentTime()
-    return stamp
-
-
 def reason_of(status: status_pb2.Status) -> str:
     """Returns the reason in a status's ErrorInfo, '' when it holds none."""
     for detail in status.details:
@@ -128,26 +120,6 @@ def reason_of(status: status_pb2.Status) -> str:
 def failure(reason: str, message: str) -> status_pb2.Status:
     """Returns the status of work that failed for a reason of ours."""
     return to_status(FailedPrecondition(message, reason=reason))
-
-
-REASONS = {
-    Cause.ENDED: "TASK_ENDED_SILENTLY",
-    Cause.KILLED: "TASK_KILLED",
-    Cause.OUT_OF_MEMORY: "OUT_OF_MEMORY",
-    Cause.STOPPED: "TASK_STOPPED",
-    Cause.TIMED_OUT: "TIMED_OUT",
-    Cause.NOT_STARTED: "NOT_STARTED",
-    Cause.LOST: "TASK_LOST",
-}
-"""Why a task failed that could not say so itself."""
-
-
-def failure_of(exit: Exit) -> status_pb2.Status:
-    """Returns the status of a task that ended without saying how, from what the platform saw."""
-    message = exit.message
-    if exit.cause is Cause.ENDED:
-        message += " before it said how its notebook ended"
-    return failure(exit.reason or REASONS[exit.cause], message)
 
 
 async def insist(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -11,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from google.rpc import status_pb2
 
 from noronha.chassis import principals
+from noronha.chassis.timestamps import now
 from noronha.rpc import names
 from noronha.rpc.errors import Aborted, FailedPrecondition, NoronhaError, NotFound
-from noronha.runner import logs, rescue, sessions, workloads
+from noronha.runner import endings, logs, rescue, sessions, workloads
 from noronha.runner.admission import Inputs
-from noronha.runner.backend import Cause, Exit, Instance, Workload
+from noronha.runner.backend import Cause, Exit, Workload
 from noronha.runner.ownership import AWAY, Owner, project_of
 from noronha.runner.sessions import Session
 from noronha.v1 import records_pb2, resource_pb2, store_pb2, tasks_pb2, training_pb2
@@ -27,6 +27,9 @@ FLUSH = 0.25
 
 LEAVING = 15.0
 """Seconds that a task has to go after it said how it ended."""
+
+KEEPING = 5.0
+"""Seconds beyond its grace in which a training that was told to end still sends what it has."""
 
 MAX_WARNINGS = 100
 
@@ -113,7 +116,7 @@ class Runs:
             if refused is not None:
                 await self.conclude(running, TaskStatus.FAILED, sessions.failure(refused.reason, refused.message))
                 return
-            waiting = asyncio.create_task(self._owner.platform.wait(running.workload))
+            waiting = asyncio.create_task(endings.exit_of(self._owner, running.workload))
             over = asyncio.create_task(running.over.wait())
             lost = asyncio.create_task(running.lost.wait())
             try:
@@ -140,17 +143,14 @@ class Runs:
             del self._running[running.tenant, running.name]
         self._owner.dismiss(running)
 
-    async def _ended(self, running: Running, waiting: asyncio.Task[Instance]) -> None:
+    async def _ended(self, running: Running, waiting: asyncio.Task[Exit]) -> None:
         """The platform says that the process is gone: that stands in for a report that never came."""
         if running.concluding is not None:
             await asyncio.wait([running.concluding])  # the report came just before
-        try:
-            exit = waiting.result().exit or Exit(Cause.LOST, "the platform forgot the task")
-        except NotFound:
-            exit = Exit(Cause.LOST, "the platform knows nothing of the task any more")
+        exit = waiting.result()
         if not running.over.is_set():
             status = running.training.status
-            error = sessions.failure_of(exit)
+            error = endings.failure_of(exit)
             state = TaskStatus.FAILED
             if status.cancel_requested and exit.cause is not Cause.TIMED_OUT:
                 state, error = TaskStatus.CANCELLED, sessions.failure("CANCELLED", "the training was cancelled")
@@ -158,17 +158,10 @@ class Runs:
                 error = self._timed_out(running)
             if exit.code is not None:
                 status.exit_code = exit.code
-            await self._say_last_words(running, exit)
+            await endings.say_last_words(self._owner, running, exit)
             executed = await self._rescue_notebook(running)
             await self.conclude(running, state, error, executed)
         await self._clean(running)
-
-    async def _say_last_words(self, running: Running, exit: Exit) -> None:
-        """Puts what the process wrote past the mesh at the end of its log: the trace of a crash, mostly."""
-        said = (await self._owner.platform.read_log(running.workload)).decode("utf-8", "replace")
-        lines = f"{said.rstrip()}\n" if said.strip() else ""
-        with contextlib.suppress(NoronhaError):
-            running.log.add(f"{lines}{exit.message}\n")
 
     async def _rescue_notebook(self, running: Running) -> File | None:
         """Keeps the notebook as far as it was executed, when the one that would have sent it is gone."""
@@ -181,15 +174,14 @@ class Runs:
             log.warning("the executed notebook of %s was not kept: %s", running.name, error)
             return None
 
-    async def _see_off(self, running: Running, waiting: asyncio.Task[Instance]) -> None:
+    async def _see_off(self, running: Running, waiting: asyncio.Task[Exit]) -> None:
         """Lets a process go that said how it ended, and helps it when it does not."""
         done, _ = await asyncio.wait({waiting}, timeout=LEAVING)
         if not done:
             log.warning("%s has ended, but its process stays; it is ended by force", running.name)
             await self._owner.platform.stop(running.workload, 0.0)
             await asyncio.wait({waiting})
-        with contextlib.suppress(NotFound):  # deleted as soon as it had ended
-            waiting.result()
+        waiting.result()
         await self._clean(running)
 
     async def _clean(self, running: Running) -> None:
@@ -221,7 +213,7 @@ class Runs:
     async def write(self, running: Running, *paths: str) -> None:
         """Writes fields of a training's record. Raises NotFound, Aborted, FailedPrecondition when it is not ours."""
         async with running.writing:
-            running.training.status.update_time.CopyFrom(sessions.now())
+            running.training.status.update_time.CopyFrom(now())
             changed = training_pb2.Training()
             changed.CopyFrom(running.training)
             changed.etag = ""
@@ -258,7 +250,7 @@ class Runs:
             await self._hand_over(training)
             paths.append("target_deployment_updated")
         status.state = state
-        status.end_time.CopyFrom(sessions.now())
+        status.end_time.CopyFrom(now())
         if not status.HasField("start_time"):
             status.start_time.CopyFrom(status.end_time)
         if state == TaskStatus.SUCCEEDED:
@@ -302,7 +294,7 @@ class Runs:
         if training.status.state == TaskStatus.PENDING:
             instance = await self._owner.platform.inspect(running.workload)
             training.status.state = TaskStatus.RUNNING
-            training.status.start_time.CopyFrom(sessions.now())
+            training.status.start_time.CopyFrom(now())
             if instance is not None and instance.limits_applied is not None:
                 training.status.limits_applied = instance.limits_applied
             running.dirty.set()
@@ -404,17 +396,8 @@ class Runs:
 
     def ask_to_end(self, running: Running) -> None:
         """Has a training end: told first, then by force."""
-        self._owner.spawn(self._end(running), f"cancelling {running.name}")
-
-    async def _end(self, running: Running) -> None:
-        grace = self._owner.settings.runner.grace
-        if running.commands.listeners:
-            running.commands.give(sessions.cancel(grace))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(running.over.wait(), grace + 5)
-        if not running.over.is_set():
-            running.commands.give(sessions.cancel(0.0))
-            await self._owner.platform.stop(running.workload, grace if running.heard == 0.0 else 1.0)
+        work = endings.end(self._owner, running, sessions.cancel, KEEPING)
+        self._owner.spawn(work, f"cancelling {running.name}")
 
     async def forget(self, workload: str) -> None:
         """Removes what is left of a training whose record is gone."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from noronha.chassis import anonymous, principals, request_ids
+from noronha.chassis.timestamps import now
 from noronha.rpc import names
 from noronha.rpc.errors import AlreadyExists, FailedPrecondition, NoronhaError, NotFound
 from noronha.runner import logs, sessions, workloads
@@ -54,7 +55,7 @@ class Trainings:
             names.check_id(request.training_id, "training_id")
         made, inputs = await self._owner.admission.training(request.parent, request.training)
         made.status.state = TaskStatus.PENDING
-        made.status.update_time.CopyFrom(sessions.now())
+        made.status.update_time.CopyFrom(now())
         await self._owner.platform.check(workloads.of_training(made, id="check"))
         old = await self._replaced(request)
         create = records_pb2.CreateRecordRequest(

@@ -10,7 +10,7 @@ import pytest
 
 from noronha.router.ads import AdsStream
 from noronha.router.messages import DiscoveryRequest, DiscoveryResponse, Status
-from noronha.router.resources import (
+from noronha.router.resource_names import (
     CLUSTER,
     ENDPOINTS,
     LISTENER,

@@ -16,7 +16,7 @@ import pytest
 from noronha.router import proxy as proxies
 from noronha.router.envoy import MAX_LOG_BYTES, Envoy
 from noronha.router.proxy import Proxy
-from noronha.router.resources import LISTENER
+from noronha.router.resource_names import LISTENER
 
 from .rig import Rig, ask, eventually, free_port, listening
 

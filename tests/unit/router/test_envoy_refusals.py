@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from noronha.router import resources, splice
-from noronha.router.resources import CLUSTER
+from noronha.router.resource_names import CLUSTER, cluster_name
 
 from .rig import Rig, ask
 
@@ -52,7 +52,7 @@ async def test_a_refused_cluster_holds_up_nobody_else(rig: Rig, monkeypatch: pyt
         rig.replica(rig.deployment(f"p/{name}"), "r1", rig.upstream(name))
     await rig.apply()
     (stream,) = rig.discovery.streams
-    assert set(stream.refused) == {resources.cluster_name("projects/p/deployments/bad", 1)}
+    assert set(stream.refused) == {cluster_name("projects/p/deployments/bad", 1)}
     for name in ("a", "bad", "ba"):
         answer = await ask(rig.port, f"/predict?project=p&deploy={name}")
         assert answer.status == (503 if name == "bad" else 200)

@@ -430,3 +430,9 @@ def test_an_own_port_that_is_taken_is_told(mesh: Mesh, taken_port: int) -> None:
     error = mesh.wait(one, [first]).port_error
     assert str(taken_port) in error
     assert "in use" in error.lower()
+
+
+def test_a_server_answers_before_what_takes_long_to_import_is_there() -> None:
+    """Envoy's messages take about a second of processor time, which no command is to wait for."""
+    code = "import sys, noronha.router.service; sys.exit('envoy_data_plane' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

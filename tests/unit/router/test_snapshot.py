@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from noronha.router import resources
+from noronha.router.resource_names import cluster_name
 from noronha.router.snapshot import Cache, snapshot
 from noronha.router.traffic import Split, split, violations
 from noronha.v1 import health_check_pb2, traffic_pb2
@@ -25,7 +26,7 @@ def test_one_change_touches_only_its_own() -> None:
     assert changed == [deployments[7].name]
     assert after.routes == before.routes
     assert after.clusters == before.clusters
-    service = resources.cluster_name(deployments[7].name, 1)
+    service = cluster_name(deployments[7].name, 1)
     assert [name for name in after.endpoints if after.endpoints[name] != before.endpoints[name]] == [service]
 
 
@@ -54,7 +55,7 @@ def test_only_ready_replicas_are_routed_and_draining_ones_kept_for_the_routes_th
         EDGE,
     )
     part = made.parts[one.name]
-    old, new = resources.cluster_name(one.name, 1), resources.cluster_name(one.name, 2)
+    old, new = cluster_name(one.name, 1), cluster_name(one.name, 2)
     assert set(part.clusters) == {new}
     assert set(part.retiring) == {old}
     assert made.endpoints[new].members == {f"{one.name}/replicas/new"}

@@ -24,14 +24,8 @@ from typing import TypeVar
 
 from noronha.router import splice
 from noronha.router.messages import DiscoveryRequest, DiscoveryResponse, number
-from noronha.router.resources import (
-    CLUSTER,
-    ENDPOINTS,
-    LISTENER,
-    ROUTE_TABLE,
-    ROUTES,
-    assignment,
-)
+from noronha.router.resource_names import CLUSTER, ENDPOINTS, LISTENER, ROUTE_TABLE, ROUTES
+from noronha.router.resources import assignment
 from noronha.router.snapshot import Item, Part, Snapshot, digest, item, route_table
 
 ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib
 import logging
 import socket
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from noronha.router.discovery import Discovery
 from noronha.router.edge import Edge
 from noronha.router.envoy import Envoy
+from noronha.router.resource_names import LISTENER, MAIN_LISTENER
 from noronha.rpc.errors import FailedPrecondition
 
 log = logging.getLogger("noronha.router")
@@ -76,16 +76,14 @@ class Proxy:
 
     async def judge(self) -> None:
         """Says how the router's own port stands whenever a proxy has answered something."""
-        resources = await asyncio.to_thread(importlib.import_module, "noronha.router.resources")
-        listener, main = resources.LISTENER, resources.MAIN_LISTENER
         said: tuple[bool, str] | None = None
         while True:
             streams = self.discovery.streams
-            refusals = [why for each in streams if (why := each.refusal(listener, main))]
+            refusals = [why for each in streams if (why := each.refusal(LISTENER, MAIN_LISTENER))]
             found = None
             if refusals:
                 found = False, taken(self.edge, refusals[0])
-            elif any(each.accepts(listener, main) for each in streams):
+            elif any(each.accepts(LISTENER, MAIN_LISTENER) for each in streams):
                 found = True, ""
             if found is not None and found != said:
                 said = found

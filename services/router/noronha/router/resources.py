@@ -36,18 +36,21 @@ from noronha.chassis.health_checks import completed
 from noronha.router import messages, splice
 from noronha.router.edge import Edge, Endpoint
 from noronha.router.messages import extension, number, packed, protobuf
+from noronha.router.resource_names import (
+    CLUSTER,
+    ENDPOINTS,
+    LISTENER,
+    MAIN_LISTENER,
+    ROUTE_LIST,
+    ROUTE_TABLE,
+    ROUTES,
+    UPDATE_CLUSTER,
+    cluster_name,
+    route_key,
+    sticky_name,
+)
 from noronha.router.traffic import RESERVED_HEADERS, Split
 from noronha.v1 import health_check_pb2
-
-CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
-ROUTE_LIST = "type.googleapis.com/envoy.config.route.v3.RouteList"
-ROUTES = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
-
-ROUTE_TABLE = "deployments"
-MAIN_LISTENER = "noronha-router"
-UPDATE_CLUSTER = "noronha-router/update"
 
 # Says which deployment a request is for, as `project/deployment`. Envoy sets it from the query of each request (or,
 # on a deployment's own port, to that deployment) after taking away whatever the client sent under such a name.
@@ -69,25 +72,6 @@ CIRCUIT_BREAKER = 100_000
 def seconds(value: float) -> datetime.timedelta:
     """Returns a length of time."""
     return datetime.timedelta(seconds=value)
-
-
-# ---------------------------------------------------------------------------------------------------------------- names
-
-
-def cluster_name(deployment: str, revision: int) -> str:
-    """Names the cluster of a revision; requests with nothing to stick to are balanced over it."""
-    return f"{deployment}/revisions/{revision}"
-
-
-def sticky_name(deployment: str, revision: int) -> str:
-    """Names the cluster of the same replicas that keeps equal keys on equal replicas."""
-    return f"{deployment}/revisions/{revision}/sticky"
-
-
-def route_key(deployment: str) -> str:
-    """Returns what `DEPLOYMENT_HEADER` holds for requests to this deployment; ids hold no slash, so keys never meet."""
-    _, project, _, name = deployment.split("/")
-    return f"{project}/{name}"
 
 
 # ------------------------------------------------------------------------------------------------- clusters, endpoints

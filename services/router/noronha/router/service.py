@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +25,7 @@ from noronha.router.edge import Edge
 from noronha.router.envoy import ADMIN_SOCKET, UPDATE_SOCKET, Envoy
 from noronha.router.follow import Follower
 from noronha.router.proxy import Proxy, occupied
+from noronha.router.resource_names import LISTENER
 from noronha.router.update import UpdateServer
 from noronha.rpc import names
 from noronha.rpc.errors import (
@@ -114,7 +114,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
                 f"timeout must be 0 to {MAX_WAIT:.0f} seconds, not {wait}",
                 violations=[("timeout", f"must be 0 to {MAX_WAIT:.0f} seconds")],
             )
-        resources = await asyncio.to_thread(importlib.import_module, "noronha.router.resources")
 
         def in_step(stream: AdsStream) -> bool:
             held = stream.replicas(deployment)
@@ -124,13 +123,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             part = snapshot.parts.get(deployment) if snapshot is not None else None
             if part is None or part.listener is None:
                 return True
-            listener = resources.LISTENER
-            return stream.accepts(listener, deployment) or bool(stream.refusal(listener, deployment))
+            return stream.accepts(LISTENER, deployment) or bool(stream.refusal(LISTENER, deployment))
 
         if not await self._all(in_step, wait):
             raise self._late(f"the proxy did not take the routes of {deployment} within {wait:g} s")
         await asyncio.sleep(SETTLE)
-        return router_pb2.WaitForRoutesResponse(port_error=self._port_error(deployment, resources.LISTENER))
+        return router_pb2.WaitForRoutesResponse(port_error=self._port_error(deployment))
 
     async def GetProxy(self, request: router_pb2.GetProxyRequest, context: Any) -> router_pb2.Proxy:
         """Returns the state of the proxy."""
@@ -230,7 +228,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             )
         return DeadlineExceeded(message, reason="ROUTES_LATE")
 
-    def _port_error(self, deployment: str, listener: str) -> str:
+    def _port_error(self, deployment: str) -> str:
         snapshot = self._discovery.snapshot
         part = snapshot.parts.get(deployment) if snapshot is not None else None
         if part is None:
@@ -238,7 +236,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         if part.port_problem:
             return part.port_problem
         for stream in self._discovery.streams:
-            if why := stream.refusal(listener, deployment):
+            if why := stream.refusal(LISTENER, deployment):
                 return f"port {part.port} cannot be listened to: {why}"
         return ""
 

@@ -20,6 +20,14 @@ from typing import NamedTuple
 
 from noronha.router import resources, splice, traffic
 from noronha.router.edge import Edge, Endpoint
+from noronha.router.resource_names import (
+    MAIN_LISTENER,
+    ROUTE_TABLE,
+    UPDATE_CLUSTER,
+    cluster_name,
+    route_key,
+    sticky_name,
+)
 from noronha.v1 import deployment_pb2, replica_pb2, traffic_pb2
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,250}[A-Za-z0-9_])?\.?")
@@ -131,10 +139,10 @@ def snapshot(
         cache.frame = edge, item(resources.update_cluster(edge)), item(resources.main_listener(edge))
     _, update, main = cache.frame
 
-    clusters: dict[str, Item] = {resources.UPDATE_CLUSTER: update}
+    clusters: dict[str, Item] = {UPDATE_CLUSTER: update}
     retiring: dict[str, Item] = {}
     endpoints: dict[str, Item] = {}
-    listeners: dict[str, Item] = {resources.MAIN_LISTENER: main}
+    listeners: dict[str, Item] = {MAIN_LISTENER: main}
     for name, part in parts.items():
         clusters.update(part.clusters)
         retiring.update(part.retiring)
@@ -146,7 +154,7 @@ def snapshot(
         retiring=MappingProxyType(retiring),
         endpoints=MappingProxyType(endpoints),
         listeners=MappingProxyType(listeners),
-        routes=MappingProxyType({resources.ROUTE_TABLE: route_table(parts)}),
+        routes=MappingProxyType({ROUTE_TABLE: route_table(parts)}),
         parts=MappingProxyType(parts),
         edge=edge,
         ready=MappingProxyType(ready),
@@ -231,13 +239,13 @@ def _part(seen: _Seen, edge: Edge) -> Part:
     endpoints: dict[str, Item] = {}
     for revision in ready.keys() | draining.keys():
         places, found = (ready[revision], clusters) if revision in ready else (draining[revision], retiring)
-        names = [resources.cluster_name(seen.name, revision)]
+        names = [cluster_name(seen.name, revision)]
         if len(places) > 1:
-            names.append(resources.sticky_name(seen.name, revision))
+            names.append(sticky_name(seen.name, revision))
         for number, name in enumerate(names):
             endpoints[name] = _assignment(name, places)
             found[name] = _cluster(name, places, seen.health_check, sticky=number == 1)
-    key = resources.route_key(seen.name)
+    key = route_key(seen.name)
     routes = resources.entry(seen.name, split, sticky, own_port=bool(seen.port), timeout=edge.request_timeout)
     entry = splice.map_entry(key, routes)
     return Part(

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from noronha.rpc.dial import dial, new_request_id
 from noronha.rpc.errors import Aborted, AlreadyExists, InvalidArgument, NoronhaError, NotFound, Unimplemented
 from noronha.v1 import build_pb2, resource_pb2, store_pb2, training_pb2
 from noronha.v1.task_status_pb2 import TaskStatus
+from tests.waiting import until
 
 SERVICES = ("Metadata", "Store", "Builder", "Runner", "Router", "Records")
 
@@ -142,7 +142,7 @@ def mesh() -> Iterator[Mesh]:
         stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until("the mesh serves", lambda: address.exists() or server.poll() is not None)
+        until(lambda: address.exists() or server.poll() is not None, "the mesh serves")
         assert server.poll() is None
         made = Mesh(address.read_text().strip(), folder / "mesh")
         _fill(made)
@@ -155,13 +155,6 @@ def mesh() -> Iterator[Mesh]:
         server.kill()
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def until(what: str, condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def _fill(mesh: Mesh) -> None:
@@ -185,7 +178,7 @@ def _fill(mesh: Mesh) -> None:
         mesh.ask("Records.CreateRecord", resource=resource)
     spec = {"build": "projects/p/builds/b"}
     mesh.ask("Runner.CreateDeployment", parent="projects/p", deployment_id="d", deployment={"spec": spec, "replicas": 0})
-    until("the proxy runs", lambda: mesh.ask("Router.GetProxy").connected)
+    until(lambda: mesh.ask("Router.GetProxy").connected, "the proxy runs")
     mesh.ask("Router.UpdateTraffic", traffic={"name": "projects/p/deployments/d/traffic", "sticky_key": "?user"})
 
 

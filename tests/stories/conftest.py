@@ -19,26 +19,10 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import free_port, listening, until
+
 BIN = Path(sys.executable).parent
 SERVICES = ("metadata", "store", "builder", "runner", "router")
-
-
-def free_port() -> int:
-    """Returns a port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Returns the first true answer of ``condition``; fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds:.0f} s"
-        time.sleep(0.05)
 
 
 @dataclass
@@ -110,7 +94,7 @@ class User:
         self.env["NHA_MESH__ADDRESS"] = f"127.0.0.1:{ports['metadata']}"
         self.env["NHA_MESH__TOKEN_FILE"] = str(self.state_dir / "owner.token")
         for name, port in ports.items():
-            wait_for(f"{name}: {log.read_text()}", lambda port=port: _listens(port))
+            until(lambda port=port: listening(port), f"{name}: {log.read_text()}")
 
     def stop(self) -> None:
         """Stops the mesh and everything it runs, however it stands."""
@@ -125,7 +109,7 @@ class User:
 
     def eventually(self, what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         """Returns the first true answer of ``condition``; fails after ``seconds``."""
-        return wait_for(what, condition, seconds)
+        return until(condition, what, seconds)
 
     def left_behind(self) -> dict[int, str]:
         """Returns the processes that belong to this home, by id."""
@@ -139,12 +123,6 @@ class User:
                 if str(self.home) in command or f"HOME={self.home}".encode() in environment.split(b"\0"):
                     found[int(folder.name)] = command
         return found
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager

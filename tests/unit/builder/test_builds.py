@@ -9,10 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from noronha.v1.file_pb2 import File
 from noronha.v1.resource_pb2 import Resource
 from noronha.v1.task_status_pb2 import TaskStatus
 from noronha.v1.training_pb2 import Training
+from tests.waiting import until
 
 PROJECT = {"requirements.txt": "colorama==0.4.6\n", "notebooks/train.ipynb": "{}"}
 SLOW = {
@@ -186,15 +186,6 @@ class Server:
     def log(self, name: str, **options: Any) -> str:
         answers = self.builder.TailLogs(log_pb2.TailLogsRequest(name=name, **options))
         return b"".join(answer.data for answer in answers).decode()
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Returns the first true answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds:.0f} s"
-        time.sleep(0.05)
-    return answer
 
 
 def at_work(server: Server) -> list[psutil.Process]:

@@ -8,7 +8,6 @@ import dataclasses
 import http.client
 import http.server
 import json
-import socket
 import tempfile
 import threading
 import time
@@ -32,6 +31,7 @@ from noronha.router.edge import Edge
 from noronha.router.envoy import ADMIN_SOCKET, UPDATE_SOCKET, Envoy
 from noronha.router.update import UpdateServer
 from noronha.v1 import deployment_pb2, replica_pb2, traffic_pb2
+from tests.waiting import free_port, listening
 
 
 class Upstream:
@@ -150,18 +150,6 @@ async def eventually(condition: Callable[[], Any], what: str, timeout: float = 2
             return found
         assert time.monotonic() < deadline, f"never happened: {what}"
         await asyncio.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Rig:

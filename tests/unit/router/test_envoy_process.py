@@ -17,8 +17,9 @@ from noronha.router import proxy as proxies
 from noronha.router.envoy import MAX_LOG_BYTES, Envoy
 from noronha.router.proxy import Proxy
 from noronha.router.resource_names import LISTENER
+from tests.waiting import free_port, listening
 
-from .rig import Rig, ask, eventually, free_port, listening
+from .rig import Rig, ask, eventually
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -12,8 +12,9 @@ import threading
 import pytest
 
 from noronha.v1 import traffic_pb2
+from tests.waiting import free_port, listening
 
-from .rig import Answer, Rig, ask, eventually, free_port, listening
+from .rig import Answer, Rig, ask, eventually
 
 pytestmark = pytest.mark.timeout(90)
 

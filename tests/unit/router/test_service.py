@@ -10,9 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +46,13 @@ from noronha.v1 import (
     task_status_pb2,
     traffic_pb2,
 )
+from tests.waiting import free_port, listening, until
 
-from .rig import Upstream, call, free_port, listening
+from .rig import Upstream, call
 
 pytestmark = pytest.mark.timeout(120)
 
 READY, DRAINING = replica_pb2.Replica.READY, replica_pb2.Replica.DRAINING
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
-    return found
 
 
 class Mesh:

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +40,9 @@ from noronha.v1 import (
     task_status_pb2,
     training_pb2,
 )
+from tests.waiting import until
 
 ENDED = {task_status_pb2.TaskStatus.SUCCEEDED, task_status_pb2.TaskStatus.FAILED, task_status_pb2.TaskStatus.CANCELLED}
-
-
-def eventually(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Returns the first true answer of a condition."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.03)
 
 
 def notebook(*cells: str, parameters: str | None = None) -> str:
@@ -99,7 +88,7 @@ class TestMesh:
                  "NHA_RUNNER__HEARTBEAT_INTERVAL": "0.5", **environment},
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        eventually("the mesh serves", lambda: (self.root / "mesh.sock").exists() or self.process.poll() is not None)
+        until(lambda: (self.root / "mesh.sock").exists() or self.process.poll() is not None, "the mesh serves")
         assert self.process.poll() is None
         channel = dial(self.address)
         token = Tokens(principals.load_key(self.root)).mint(Principal(Kind.SERVICE, "test"))
@@ -111,7 +100,7 @@ class TestMesh:
         inside = dial(self.address, token=token)
         self.records = records_pb2_grpc.RecordsStub(inside)
         self.routes = router_pb2_grpc.RouterStub(inside)
-        eventually("the mesh answers", self._answers)
+        until(self._answers, "the mesh answers")
 
     def _answers(self) -> bool:
         try:
@@ -194,14 +183,14 @@ class TestMesh:
                 return None
             return found if found.status.state in ENDED else None
 
-        return eventually(f"{name} ends", look, seconds)
+        return until(look, f"{name} ends", seconds)
 
     def log(self, name: str, **fields: Any) -> bytes:
         request = log_pb2.TailLogsRequest(name=name, **fields)
         return b"".join(piece.data for piece in self.runner.TailLogs(request, timeout=60))
 
     def logged(self, name: str, text: bytes, seconds: float = 60.0) -> None:
-        eventually(f"{text!r} in the log of {name}", lambda: text in self.log(name), seconds)
+        until(lambda: text in self.log(name), f"{text!r} in the log of {name}", seconds)
 
     # -- deployments --------------------------------------------------------------------------------------------
     def deploy(self, text: str, name: str = "d", *, replicas: int = 1, port: int = 0, **spec: Any) -> Any:
@@ -228,7 +217,7 @@ class TestMesh:
             return found if right else None
 
         try:
-            return eventually(f"{name} is {state}", look, seconds)
+            return until(look, f"{name} is {state}", seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}: {last}") from None
 
@@ -250,7 +239,7 @@ class TestMesh:
         return found
 
     def nothing_remains(self, seconds: float = 30.0) -> None:
-        eventually(f"no process of a task is left: {self.remains()}", lambda: not self.remains(), seconds)
+        until(lambda: not self.remains(), f"no process of a task is left: {self.remains()}", seconds)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,9 @@ from noronha.v1 import (
     web_server_pb2,
 )
 from noronha.v1.replica_pb2 import Replica
+from tests.waiting import until
 
-from .conftest import TestMesh, eventually, notebook
+from .conftest import TestMesh, notebook
 
 NAME = "projects/p/deployments/d"
 READY = deployment_pb2.DeploymentStatus.READY
@@ -113,7 +114,7 @@ def test_from_a_notebook_to_a_prediction_and_away(mesh: TestMesh) -> None:
     (replica,) = mesh.replicas(NAME)
     assert replica.host == "127.0.0.1" and replica.port and replica.workload
     mesh.runner.DeleteDeployment(runner_pb2.DeleteDeploymentRequest(name=NAME), timeout=60)
-    eventually("the route is gone", lambda: predict(mesh)[0] == 404)
+    until(lambda: predict(mesh)[0] == 404, "the route is gone")
     with pytest.raises(NotFound):
         mesh.deployment(NAME)
     mesh.nothing_remains()
@@ -124,13 +125,13 @@ def test_a_new_revision_takes_over_without_a_failed_request(mesh: TestMesh) -> N
     mesh.deploy(predicting("one"))
     mesh.stands(NAME, "READY")
     with Load(mesh) as load:
-        eventually("requests pass", lambda: len(load.answers) > 10)
+        until(lambda: len(load.answers) > 10, "requests pass")
         spec = deployment_pb2.DeploymentSpec(build=mesh.build(predict=predicting("two")))
         changed = update(mesh, "spec", spec=spec)
         assert (changed.revision, changed.generation) == (2, 2)
         ready = mesh.stands(NAME, "READY", 2)
         assert predict(mesh) == (200, "two")
-        eventually("the old replica has gone", lambda: (1, "STOPPED") in states(mesh))
+        until(lambda: (1, "STOPPED") in states(mesh), "the old replica has gone")
         time.sleep(0.2)
     assert load.wrong == []
     assert {said for _, said in load.answers} == {"one", "two"}
@@ -183,13 +184,13 @@ def test_a_replica_that_crashes_is_replaced(mesh: TestMesh) -> None:
     before = {each.name for each in mesh.replicas(NAME)}
     pid = next(pid for pid in mesh.remains() if b"noronha.tools.task" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(pid, signal.SIGKILL)
-    eventually("the crash is told", lambda: (1, "FAILED") in states(mesh), 20)
-    eventually("another stands in", lambda: states(mesh) == [(1, "FAILED"), (1, "READY"), (1, "READY")])
+    until(lambda: (1, "FAILED") in states(mesh), "the crash is told", 20)
+    until(lambda: states(mesh) == [(1, "FAILED"), (1, "READY"), (1, "READY")], "another stands in")
     mesh.stands(NAME, "READY")
     failed = next(each for each in mesh.replicas(NAME) if each.state == Replica.FAILED)
     assert failed.name in before
     assert "SIGKILL" in failed.error.message
-    eventually("predictions pass", lambda: predict(mesh) == (200, "one"))
+    until(lambda: predict(mesh) == (200, "one"), "predictions pass")
 
 
 def test_scaling_up_down_and_to_nothing(mesh: TestMesh) -> None:
@@ -201,7 +202,7 @@ def test_scaling_up_down_and_to_nothing(mesh: TestMesh) -> None:
         assert mesh.stands(NAME, "READY", 2).status.ready_replicas == 3
         update(mesh, "replicas", replicas=1)
         assert mesh.stands(NAME, "READY", 3).status.ready_replicas == 1
-        eventually("two have stopped", lambda: states(mesh).count((1, "STOPPED")) == 2)
+        until(lambda: states(mesh).count((1, "STOPPED")) == 2, "two have stopped")
     assert load.wrong == []
     update(mesh, "replicas", replicas=0)
     stopped = mesh.stands(NAME, "STOPPED", 4)
@@ -233,7 +234,7 @@ def test_ports_belong_to_one_deployment(mesh: TestMesh) -> None:
         update(mesh, "port", name="projects/p/deployments/other", port=port)
     changed = update(mesh, "port", port=0)
     assert (changed.revision, changed.generation) == (1, 2)
-    eventually("the port is free again", lambda: ask(port, "/predict")[0] == 0)
+    until(lambda: ask(port, "/predict")[0] == 0, "the port is free again")
 
 
 def test_a_training_has_its_version_taken_up(mesh: TestMesh) -> None:
@@ -278,17 +279,17 @@ def test_an_unhealthy_replica_is_restarted_when_asked_for(mesh: TestMesh) -> Non
     kernels = [pid for pid in mesh.remains() if b"ipykernel" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     for pid in kernels:
         os.kill(pid, signal.SIGSTOP)
-    eventually("it is found unhealthy", lambda: (1, "FAILED") in states(mesh), 40)
+    until(lambda: (1, "FAILED") in states(mesh), "it is found unhealthy", 40)
     failed = next(each for each in mesh.replicas(NAME) if each.state == Replica.FAILED)
     assert "health checks" in failed.error.message
     mesh.stands(NAME, "READY")
-    eventually("predictions pass", lambda: predict(mesh) == (200, "one"))
+    until(lambda: predict(mesh) == (200, "one"), "predictions pass")
 
 
 def test_logs_of_replicas(mesh: TestMesh) -> None:
     mesh.deploy(predicting("one", "print('replica here', flush=True)"), replicas=2)
     mesh.stands(NAME, "READY")
-    eventually("both have said so", lambda: log_of(mesh).count(b"replica here") == 2)
+    until(lambda: log_of(mesh).count(b"replica here") == 2, "both have said so")
     ids = [each.name.rpartition("/")[2] for each in mesh.replicas(NAME)]
     assert log_of(mesh, replica=ids[0]).count(b"replica here") == 1
     with pytest.raises(NotFound):

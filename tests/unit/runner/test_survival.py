@@ -34,8 +34,9 @@ from noronha.v1 import (
     training_pb2,
 )
 from noronha.v1.replica_pb2 import Replica
+from tests.waiting import until
 
-from .conftest import TestMesh, eventually, notebook
+from .conftest import TestMesh, notebook
 from .test_deployments import NAME, Load, predict, predicting, states, update
 
 State = task_status_pb2.TaskStatus
@@ -184,7 +185,7 @@ def test_predictions_go_on_while_the_mesh_is_down(own: TestMesh) -> None:
     own.stands(NAME, "READY")
     before = {(each.name, each.port) for each in own.replicas(NAME)}
     with Load(own) as load:
-        eventually("requests pass", lambda: len(load.answers) > 5)
+        until(lambda: len(load.answers) > 5, "requests pass")
         own.kill()
         time.sleep(2)
         again(own)
@@ -194,7 +195,7 @@ def test_predictions_go_on_while_the_mesh_is_down(own: TestMesh) -> None:
     assert {(each.name, each.port) for each in own.replicas(NAME)} == before, "the replicas are found again"
     update(own, "replicas", replicas=1)
     own.stands(NAME, "READY", 2)
-    eventually("one has stopped", lambda: (1, "STOPPED") in states(own))
+    until(lambda: (1, "STOPPED") in states(own), "one has stopped")
     assert predict(own) == (200, "one")
 
 
@@ -230,7 +231,7 @@ def test_a_deployment_that_fails_is_told_so_while_the_mesh_comes_back(own: TestM
         seen.append(own.deployment(NAME).status)
         return bool({each.name for each in own.replicas(NAME) if each.state == Replica.FAILED} - tried)
 
-    eventually("it is tried again and fails again", failed_again)
+    until(failed_again, "it is tried again and fails again")
     assert {(each.state, each.reason) for each in seen} == {(deployment_pb2.DeploymentStatus.FAILED, "CELL_RAISED")}
 
 
@@ -246,7 +247,7 @@ def test_revisions_that_share_traffic_are_found_again(own: TestMesh) -> None:
             request_id=new_request_id(),
         )
     )
-    eventually("both serve", lambda: sorted(_alive(own)) == [(1, "READY"), (2, "READY")])
+    until(lambda: sorted(_alive(own)) == [(1, "READY"), (2, "READY")], "both serve")
     before = {each.name for each in own.replicas(NAME) if each.state == Replica.READY}
     for _ in range(3):
         own.kill()
@@ -264,9 +265,9 @@ def test_a_replica_that_dies_while_the_mesh_is_down_is_replaced(own: TestMesh) -
         if b"noronha.tools.task" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
     again(own)
-    eventually("another one serves", lambda: (1, "FAILED") in states(own) and (1, "READY") in states(own))
+    until(lambda: (1, "FAILED") in states(own) and (1, "READY") in states(own), "another one serves")
     own.stands(NAME, "READY")
-    eventually("predictions pass", lambda: predict(own) == (200, "one"))
+    until(lambda: predict(own) == (200, "one"), "predictions pass")
 
 
 @pytest.mark.parametrize("seed", _seeds(31, soak=range(32, 42)))
@@ -286,7 +287,7 @@ def test_killed_in_the_middle_of_a_rollout(own: TestMesh, seed: int) -> None:
         time.sleep(0.3)
     assert load.wrong == []
     assert predict(own) == (200, "two")
-    eventually("only the new one is left", lambda: _alive(own) == [(2, "READY")])
+    until(lambda: _alive(own) == [(2, "READY")], "only the new one is left")
 
 
 def _alive(mesh: TestMesh) -> list[tuple[int, str]]:
@@ -316,7 +317,7 @@ def _runner_apart(mesh: TestMesh, root: Path) -> Iterator[tuple[subprocess.Popen
         stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
-        eventually("the Runner serves", lambda: address.exists() or process.poll() is not None)
+        until(lambda: address.exists() or process.poll() is not None, "the Runner serves")
         token = (root / "owner.token").read_text().strip()
         yield process, runner_pb2_grpc.RunnerStub(dial(address.read_text().strip(), token=token))
     finally:
@@ -364,10 +365,10 @@ def test_a_workload_without_a_record_is_ended(own: TestMesh) -> None:
     ):
         sleeping = (PYTHON, "-c", "import time; time.sleep(600)")
         asyncio.run(platform.start(Workload(id=id, resource=resource, purpose="nha-train", command=sleeping)))
-    eventually("they run", lambda: len(own.remains()) == 4)
+    until(lambda: len(own.remains()) == 4, "they run")
     again(own)
     own.nothing_remains()
-    eventually("their folders are gone", lambda: not list((own.root / "runner/tasks").iterdir()))
+    until(lambda: not list((own.root / "runner/tasks").iterdir()), "their folders are gone")
 
 
 def test_a_mesh_that_stops_leaves_its_tasks_and_ends_those_who_follow(own: TestMesh) -> None:
@@ -418,7 +419,7 @@ def test_stopping_with_tasks_ends_everything(own: TestMesh) -> None:
     own.nothing_remains(5)
     again(own)
     assert own.training(made.name).status.state == State.CANCELLED
-    eventually("another replica serves", lambda: Replica.READY in {each.state for each in own.replicas(NAME)})
+    until(lambda: Replica.READY in {each.state for each in own.replicas(NAME)}, "another replica serves")
     own.stands(NAME, "READY")
 
 

@@ -38,8 +38,9 @@ from noronha.v1 import (
     tasks_pb2_grpc,
     training_pb2,
 )
+from tests.waiting import until
 
-from .conftest import TestMesh, eventually, notebook
+from .conftest import TestMesh, notebook
 
 State = task_status_pb2.TaskStatus
 
@@ -153,7 +154,7 @@ if os.fork() == 0:
         )
         assert shared.ended(made.name).status.state == State.SUCCEEDED
         shared.nothing_remains()
-        eventually("the sleeper is gone", lambda: not _sleeping("700"))
+        until(lambda: not _sleeping("700"), "the sleeper is gone")
 
     def test_the_task_itself_is_killed(self, shared: TestMesh) -> None:
         made = shared.train(notebook("print('here', flush=True)", "import time; time.sleep(600)"))
@@ -495,7 +496,7 @@ class TestWhatTasksMay:
         committed = tasks.Heartbeat(tasks_pb2.HeartbeatRequest()).committed_position
         for progress in (0.5, 0.2, float("nan"), -3, 7, 0.9):
             tasks.ReportProgress(tasks_pb2.ReportProgressRequest(progress=progress))
-        eventually("progress goes forward only", lambda: shared.training(made.name).status.progress == 1.0)
+        until(lambda: shared.training(made.name).status.progress == 1.0, "progress goes forward only")
         with pytest.raises(NoronhaError) as error:
             tasks.AppendOutput(tasks_pb2.AppendOutputRequest(position=committed + 1000, data=b"x"))
         assert reason(error) == "LOG_GAP"

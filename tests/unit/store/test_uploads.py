@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +25,7 @@ from noronha.rpc.errors import (
     PermissionDenied,
 )
 from noronha.v1 import file_pb2, store_pb2
+from tests.waiting import until
 
 from .rig import CHUNK, Rig, digest_of, fetch, messages, open_upload, put, send
 
@@ -126,7 +126,7 @@ def test_a_stream_given_up_in_the_middle_keeps_what_arrived(store: Any) -> None:
         hold.wait(30)
 
     call = store.WriteBlobs(slowly())
-    _until(lambda: _committed(store, upload, data) == 4 * CHUNK)
+    until(lambda: _committed(store, upload, data) == 4 * CHUNK)
     call.cancel()
     hold.set()
 
@@ -138,20 +138,13 @@ def test_a_stream_given_up_in_the_middle_keeps_what_arrived(store: Any) -> None:
             return False
         return True
 
-    _until(rest)
+    until(rest)
     assert fetch(store, digest_of(data)) == data
 
 
 def _committed(store: Any, upload: store_pb2.Upload, data: bytes) -> int:
     state = store.GetUpload(store_pb2.GetUploadRequest(upload=upload.upload))
     return missing(state).get(digest_of(data), len(data))
-
-
-def _until(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_chunk_at_another_offset_is_refused_with_the_right_one(store: Any) -> None:
@@ -222,7 +215,7 @@ def test_one_writer_for_each_blob_of_an_upload(store: Any, rig: Rig) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(lambda: list(store.WriteBlobs(slowly())))
-        _until(lambda: _committed(store, upload, data) == 2 * CHUNK)
+        until(lambda: _committed(store, upload, data) == 2 * CHUNK)
         with pytest.raises(Aborted) as raised:
             send(rig.stub(), messages(upload.upload, data, begin=2 * CHUNK))
         assert raised.value.reason == "BLOB_BUSY"

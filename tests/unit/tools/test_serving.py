@@ -21,6 +21,7 @@ from noronha.tools.errors import NhaDataError, ServingError
 from noronha.tools.kernel import Kernel, RuntimeFolder
 from noronha.tools.notebook import NotebookRun
 from noronha.tools.serving import LazyModelServer, ModelServer, OnlinePredict
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -415,13 +416,6 @@ def call(task, path, body=None, method="POST"):
         return answer.status, answer.read()
     finally:
         connection.close()
-
-
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.05)
 
 
 SERVE = (

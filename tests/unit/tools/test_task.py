@@ -17,6 +17,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from noronha.v1 import dataset_pb2, model_version_pb2, tasks_pb2
+from tests.waiting import until
 
 from .conftest import notebook_of
 from .standing_mesh import StandingMesh
@@ -68,13 +69,6 @@ def start(mesh, tmp_path):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
         process.wait(10)
-
-
-def until(condition, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def finished(process, seconds=60):

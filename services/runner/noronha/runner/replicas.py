@@ -19,14 +19,13 @@ from noronha.rpc.errors import (
     FailedPrecondition,
     NoronhaError,
     NotFound,
-    Unavailable,
-    to_status,
 )
 from noronha.runner import endings, logs, probes, rollout, sessions, workloads
 from noronha.runner.admission import Inputs
 from noronha.runner.backend import Cause, Exit
 from noronha.runner.ownership import AWAY, Owner, project_of
 from noronha.runner.rollout import Failures, wanted_replicas
+from noronha.runner.routes import Routes, Wanted
 from noronha.runner.sessions import Session
 from noronha.v1 import (
     deployment_pb2,
@@ -34,21 +33,11 @@ from noronha.v1 import (
     records_pb2,
     replica_pb2,
     resource_pb2,
-    router_pb2,
     tasks_pb2,
 )
 
-PORT_PATIENCE = 5.0
-"""Seconds after which a port that does not listen is asked about again."""
-
-ROUTES = 10.0
-"""Seconds that the proxy has to take routes before it is asked again."""
-
 KEPT = 5
 """Replicas of a deployment that have ended and whose records and logs are kept, for those who ask why."""
-
-PROXY_PATIENCE = 5.0
-"""Seconds without a proxy after which a deployment that wants no replicas stops them although they may be routed."""
 
 HEALTH_TIMEOUT = 3.0
 """Seconds that a replica that starts has to say that it is healthy before it is asked again."""
@@ -106,15 +95,9 @@ class Controller:
         self._wake = asyncio.Event()
         self._stepping = asyncio.Lock()
         """Held while replicas may be started."""
-        self._routing: asyncio.Task[None] | None = None
-        self._routed: tuple[frozenset[str], frozenset[str]] | None = None
-        self._recalled: tuple[frozenset[str], frozenset[str]] | None = None
-        """Routes that the record says were confirmed, until the proxy is heard of them again."""
-        self._routing_error: status_pb2.Status | None = None
-        self._port_error = ""
-        self._port_asked = 0.0
-        self._port = 0
-        self._unrouted_since = 0.0
+        self._routes = Routes(
+            owner.peers, self.name, confirmed=self._stop_unrouted, given_up=self._stop_unwanted, heard=self.wake
+        )
 
     # ----------------------------------------------------------------------------------------------- from outside
 
@@ -125,7 +108,7 @@ class Controller:
         changed = deployment.generation > self.deployment.generation
         if changed:
             self._failures.clear()
-            self._recalled = None
+            self._routes.forget_record()
             status = self.deployment.status
             self.deployment = deployment
             self.deployment.status.CopyFrom(status)
@@ -139,17 +122,17 @@ class Controller:
         """
         State = deployment_pb2.DeploymentStatus
         status = self.deployment.status
-        self._port_error = status.port_error
+        self._routes.port_error = status.port_error
         served = status.state == State.READY or bool(status.port_error)
         if served and status.observed_generation == self.deployment.generation:
-            self._recalled = self._wanted_routes()
+            self._routes.recall(self._wanted_routes())
         given_up = status.state in (State.FAILED, State.DEGRADED)
         for each in status.revisions:
             if each.HasField("error"):
                 count = rollout.PATIENCE if given_up and each.revision == self.deployment.revision else 1
                 self._failures[each.revision] = Failures(count, sessions.reason_of(each.error), each.error)
         if status.HasField("error") and not self._failures and not served:
-            self._routing_error = status.error
+            self._routes.error = status.error
 
     def share(self, revisions: frozenset[int]) -> None:
         """Takes in which revisions traffic names."""
@@ -203,7 +186,7 @@ class Controller:
             self._stop(self.serving[names.parse(replica.name).ids[-1]])
         for replica in plan.drain:
             await self._change(self.serving[names.parse(replica.name).ids[-1]], Replica.DRAINING)
-        again_at = self._route()
+        again_at = self._routes.ask(self._wanted_routes())
         await self._write_status()
         return min((each for each in (plan.retry_at, again_at) if each is not None), default=None)
 
@@ -219,72 +202,24 @@ class Controller:
 
     # ---------------------------------------------------------------------------------------------------- routes
 
-    def _wanted_routes(self) -> tuple[frozenset[str], frozenset[str]]:
+    def _wanted_routes(self) -> Wanted:
         """Returns what the proxy must hold and must not hold."""
         serving = self.deployment.status.serving_revision
         present = {each.name for each in rollout.ready(self.replicas()) if each.revision in {serving, *self.shared}}
         absent = {each.name for each in self.replicas() if each.state == Replica.DRAINING}
-        return frozenset(present), frozenset(absent)
+        return Wanted(frozenset(present), frozenset(absent), self.deployment.port)
 
-    @property
-    def _is_routed(self) -> bool:
-        """Whether the proxy holds what it should, confirmed or by what the record tells from before a restart."""
-        return self._is_confirmed or self._recalled == self._wanted_routes()
+    def _stop_unrouted(self, routes: Wanted) -> None:
+        """Stops the replicas that the proxy no longer sends requests to."""
+        for each in list(self.serving.values()):
+            if each.replica.name in routes.absent:
+                self._stop(each)
 
-    @property
-    def _is_confirmed(self) -> bool:
-        return self._routed == self._wanted_routes() and self._port == self.deployment.port
-
-    def _route(self) -> float | None:
-        """Has the proxy's routes confirmed beside everything else; one question at a time.
-
-        Returns when to ask again although nothing happened: a port that another program held may be free by then.
-        """
-        if self._routing is not None:
-            return None
-        again_at = self._port_asked + PORT_PATIENCE if self._port_error and self.deployment.port else None
-        if self._is_confirmed and (again_at is None or time.monotonic() < again_at):
-            return again_at
-        present, absent = self._wanted_routes()
-        if not present and not absent:
-            self._routed, self._port = (present, absent), self.deployment.port
-            return None
-        self._routing = asyncio.create_task(self._confirm(present, absent), name=f"routes of {self.name}")
-        return None
-
-    async def _confirm(self, present: frozenset[str], absent: frozenset[str]) -> None:
-        port = self.deployment.port
-        try:
-            answer = await self._peers.router.WaitForRoutes(
-                router_pb2.WaitForRoutesRequest(
-                    deployment=self.name,
-                    present=sorted(present),
-                    absent=sorted(absent),
-                    timeout=sessions.seconds(ROUTES),
-                ),
-                timeout=ROUTES + 5,
-            )
-            self._routing_error = None
-            self._unrouted_since = 0.0
-            self._port_error = answer.port_error
-            self._port, self._port_asked = port, time.monotonic()
-            self._routed = (present, absent)
+    def _stop_unwanted(self) -> None:
+        """Stops the replicas of a deployment that wants none, although nobody says that they are not routed."""
+        if not wanted_replicas(self.deployment):
             for each in list(self.serving.values()):
-                if each.replica.name in absent:
-                    self._stop(each)
-        except NoronhaError as error:
-            log.info("the routes of %s are not confirmed: %s", self.name, error)
-            self._routing_error = to_status(error)
-            self._unrouted_since = self._unrouted_since or time.monotonic()
-            late = time.monotonic() - self._unrouted_since > PROXY_PATIENCE
-            no_proxy = error.reason == "PROXY_DOWN" or isinstance(error, Unavailable)
-            if late and no_proxy and not wanted_replicas(self.deployment):
-                for each in list(self.serving.values()):
-                    self._stop(each)
-            await asyncio.sleep(1.0)
-        finally:
-            self._routing = self._recalled = None
-            self.wake()
+                self._stop(each)
 
     # --------------------------------------------------------------------------------------------------- replicas
 
@@ -505,10 +440,10 @@ class Controller:
                 self.replicas(),
                 self.shared,
                 self._failures,
-                self._routing_error,
-                self._is_routed,
+                self._routes.error,
+                self._routes.hold(self._wanted_routes()),
                 f"{settings.host}:{deployment.port}",
-                self._port_error,
+                self._routes.port_error,
             )
             if status == deployment.status:
                 return

@@ -182,11 +182,11 @@ UNTOLD = {
 
 def test_reasons_in_the_contract_are_raised_and_those_raised_are_in_the_contract() -> None:
     told = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", _texts(ROOT / "protos" / "noronha", "*.proto")))
-    services = _texts(ROOT / "services", "*.py")
-    own = services + "".join(_texts(ROOT / root, "*.py") for root in ("protos/python/noronha/rpc", "toolkit/noronha"))
+    servers = "".join(_texts(ROOT / root, "*.py") for root in ("services", "protos/python/noronha/rpc"))
+    own = servers + _texts(ROOT / "toolkit" / "noronha", "*.py")
     assert sorted(told - set(re.findall(r"\"([A-Z]+(?:_[A-Z]+)+)\"", own))) == [], "the contract tells of what nothing raises"
     told_at_all = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", _texts(ROOT / "protos" / "noronha", "*.proto")))
-    raised = set(re.findall(r"reason(?:: str)? ?= ?\"([A-Z]+(?:_[A-Z]+)*)\"", services))
+    raised = set(re.findall(r"reason(?:: str)? ?= ?\"([A-Z]+(?:_[A-Z]+)*)\"", servers))
     assert len(raised) > 50
     assert sorted(raised - told_at_all - UNTOLD) == [], "services raise what the contract does not tell of"
     assert sorted(UNTOLD - raised) == [], "nothing raises these any more"

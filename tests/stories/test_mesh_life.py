@@ -76,7 +76,7 @@ def test_a_socket_left_by_a_killed_mesh_does_not_stand_in_the_way(newcomer: Any)
 
 def test_an_older_mesh_is_replaced(newcomer: Any) -> None:
     code = (
-        "import sys\nfrom noronha.chassis import __main__, serve\nserve.version = lambda: '1.9.0'\n"
+        "import sys\nfrom noronha.chassis import __main__, serve\nserve.own_version = lambda: '1.9.0'\n"
         "sys.exit(__main__.main(sys.argv[1:]))"
     )
     ready = newcomer.home / "ready"

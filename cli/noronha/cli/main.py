@@ -94,9 +94,9 @@ root.params.append(output_option())
 @pass_target
 def version(target: Target) -> None:
     """Show the version of Noronha that is installed."""
-    from importlib import metadata
+    from noronha.rpc.release import own_version
 
-    found = metadata.version("noronha-dataops")
+    found = own_version()
     if target.output == "text":
         click.echo(f"Noronha Dataops v{found}")
     else:

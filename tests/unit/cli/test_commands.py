@@ -275,7 +275,7 @@ def test_a_removal_that_was_cut_off_says_that_it_can_be_repeated(tmp_path: Path)
         import os, sys
         from concurrent import futures
         import grpc
-        from noronha.client.mesh import own_version
+        from noronha.rpc.release import own_version
         from noronha.v1 import mesh_pb2, mesh_pb2_grpc, metadata_pb2_grpc, project_pb2, runner_pb2_grpc
 
         class Mesh(mesh_pb2_grpc.MeshServicer):

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from noronha.rpc.addresses import CARRIED_BY
 from noronha.rpc.errors import DeadlineExceeded, InvalidArgument, NoronhaError, Unavailable
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ def silent(line: str) -> None:
 
 OVERVIEW_TIMEOUT = 5.0
 """Seconds that each server has to tell how its services stand."""
-
-CARRIED_BY = {"tasks": "runner"}
-"""Services of the contract that another one carries, to that one."""
-
 
 class Routing(NamedTuple):
     """Where predictions go."""

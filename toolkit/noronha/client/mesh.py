@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noronha.client.connection import Mesh, Notice, does_not_serve, silent
+from noronha.rpc.addresses import check_socket_path
 from noronha.rpc.disk import state_error
 from noronha.rpc.errors import (
     DeadlineExceeded,
@@ -24,6 +25,7 @@ from noronha.rpc.errors import (
     Unavailable,
     Unimplemented,
 )
+from noronha.rpc.release import own_version
 
 if TYPE_CHECKING:
     from noronha.client.configuration import Configuration
@@ -40,9 +42,6 @@ SETTLE_TIMEOUT = 20.0
 
 LEAST_ROOM = 1 << 20
 """Bytes that must be free for a mesh to start: 1 MiB."""
-
-SOCKET_PATH_MAX = 107
-"""Most bytes of a Unix socket's path on Linux."""
 
 NEEDED = ("grpc_health", "grpc_reflection", "papermill", "nbclient", "ipykernel", "envoy_data_plane", "uv")
 """Modules of the ``embedded`` extra, without which no mesh starts."""
@@ -123,11 +122,7 @@ def _is_being_started(folder: Path) -> bool:
 
 def answers(path: Path) -> bool:
     """Says whether a server listens on the socket. Raises FailedPrecondition ``SOCKET_PATH_TOO_LONG``."""
-    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        raise FailedPrecondition(
-            f"the socket path {path} is longer than {SOCKET_PATH_MAX} bytes; set mesh.state_dir to a shorter folder",
-            reason="SOCKET_PATH_TOO_LONG",
-        )
+    check_socket_path(path)
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     probe.settimeout(2)
     try:
@@ -345,16 +340,6 @@ def _refuse(configuration: Configuration, running: dict[str, str]) -> None:
     line = contradiction(configuration, running)
     if line:
         raise InvalidArgument(line, reason="SETTING_DIFFERS")
-
-
-def own_version() -> str:
-    """Returns the version of Noronha that is installed here."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("noronha-dataops")
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 def is_older(version: str, than: str) -> bool:

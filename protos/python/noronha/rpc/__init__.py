@@ -1,1 +1,1 @@
-"""What both ends of the wire agree on beyond messages: errors, names, settings, dialling, chunks, JSON, disks."""
+"""What both ends of the wire agree on beyond messages: errors, names, settings, addresses, dialling, chunks, JSON."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from noronha.chassis import principals
 from noronha.chassis.interceptors import REQUEST_HEADER, current_request
 from noronha.chassis.principals import TENANT_HEADER, Kind, Principal, Tokens
+from noronha.rpc.addresses import CARRIED_BY
 from noronha.rpc.dial import dial_async
 from noronha.rpc.errors import Unavailable
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
         runner_pb2_grpc,
         store_pb2_grpc,
     )
-
-CARRIED_BY = {"records": "metadata", "tasks": "runner"}
-"""Services of the contract that are mounted by another one, to that one."""
-
 
 class Peers:
     """Stubs of the other services, dialled when first used, with this service's own token."""

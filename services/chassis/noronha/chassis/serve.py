@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,15 @@ from noronha.chassis.mount import Context, ServiceState, make_private
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Kind, Principal, Tokens
 from noronha.chassis.registry import without_credentials
+from noronha.rpc.addresses import check_socket_path
 from noronha.rpc.dial import FLOW
 from noronha.rpc.disk import state_error
 from noronha.rpc.errors import FailedPrecondition, InvalidArgument
+from noronha.rpc.release import own_version
 from noronha.rpc.settings import Settings
 
 SERVICES = ("metadata", "store", "builder", "runner", "router")
 """The five services, in the order they are mounted; they stop in reverse."""
-
-SOCKET_PATH_MAX = 107
-"""Most bytes of a Unix socket's path on Linux."""
 
 STOPPED_FILE = "stopped"
 """File in the state folder that a mesh leaves when it was told to stop, so that nobody takes that for a crash."""
@@ -57,14 +55,6 @@ class Options:
     """Addresses of the services that run elsewhere."""
     address_file: str = ""
     """File that receives the address, once the server answers."""
-
-
-def version() -> str:
-    """Returns the version of Noronha that runs."""
-    try:
-        return metadata.version("noronha-dataops")
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 def _identity(root: Path) -> str:
@@ -153,12 +143,8 @@ async def serve(options: Options) -> None:
     embedded = not options.listen
     listen = options.listen or f"unix:{settings.socket_path}"
     _check_address(listen)
-    if listen.startswith("unix:") and len(os.fsencode(listen.removeprefix("unix:"))) > SOCKET_PATH_MAX:
-        raise FailedPrecondition(
-            f"the socket path {listen.removeprefix('unix:')} is longer than {SOCKET_PATH_MAX} bytes; "
-            "set mesh.state_dir to a shorter folder",
-            reason="SOCKET_PATH_TOO_LONG",
-        )
+    if listen.startswith("unix:"):
+        check_socket_path(listen.removeprefix("unix:"))
     os.umask(0o077)
     make_private(root)
     async with contextlib.AsyncExitStack() as stack:
@@ -237,7 +223,7 @@ async def _run(
     peers = Peers(addresses, tokens, options.services[0] if len(options.services) == 1 else "mesh")
     stack.push_async_callback(peers.close)
     context = Context(
-        settings=settings, peers=peers, tokens=tokens, mesh_id=identity, version=version(), root=settings.state_dir,
+        settings=settings, peers=peers, tokens=tokens, mesh_id=identity, version=own_version(), root=settings.state_dir,
         address=address,
     )  # fmt: skip
     names = [health.SERVICE_NAME, reflection.SERVICE_NAME, "noronha.v1.Mesh"]

@@ -16,6 +16,7 @@ from noronha.chassis.mount import Context
 from noronha.chassis.peers import Peers
 from noronha.chassis.principals import Kind, Principal
 from noronha.chassis.timestamps import now
+from noronha.chassis.together import together
 from noronha.router import discovery as discovery_module
 from noronha.router import envoy as envoy_module
 from noronha.router import traffic as rules
@@ -28,6 +29,7 @@ from noronha.router.proxy import Proxy, occupied
 from noronha.router.resource_names import LISTENER
 from noronha.router.update import UpdateServer
 from noronha.rpc import names
+from noronha.rpc.addresses import check_socket_path
 from noronha.rpc.errors import (
     Aborted,
     AlreadyExists,
@@ -48,9 +50,6 @@ MAX_WAIT = 300.0
 
 SETTLE = 0.1
 """Seconds between Envoy's acknowledgement and the moment its worker threads have all taken the change over."""
-
-SOCKET_PATH_MAX = 107
-
 
 class RouterServicer(router_pb2_grpc.RouterServicer):
     """Answers for the proxies that follow this Router."""
@@ -315,14 +314,16 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
         work = [Follower(context.peers, discovery, edge).run(), proxy.judge()]
         if settings.native:
             work.append(proxy.keep())
-        await _together(work)
+        await together(work)
 
     def ready(deployment: str) -> Any:
         return discovery.snapshot.ready.get(deployment) if discovery.snapshot is not None else ()
 
     update = UpdateServer(updates, ready)
-    if len(os.fsencode(str(updates))) > SOCKET_PATH_MAX:
-        say(False, f"the path {updates} is longer than {SOCKET_PATH_MAX} bytes; set mesh.state_dir to a shorter folder")
+    try:
+        check_socket_path(updates)
+    except FailedPrecondition as error:
+        say(False, error.message)
     else:
         await update.start()
         context.background(run, "router")
@@ -340,14 +341,3 @@ async def mount(server: Any, context: Context) -> AsyncIterator[list[str]]:
         # An Envoy that routes nothing would be looked after by nobody.
         if envoy.started if discovery.snapshot is None else not discovery.snapshot.parts:
             await envoy.stop()
-
-
-async def _together(work: list[Any]) -> None:
-    """Runs coroutines until one fails or all have ended."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from noronha.chassis import principals
+from noronha.chassis.together import together
 from noronha.rpc import names
 from noronha.rpc.errors import NoronhaError, NotFound, OutOfRange
 from noronha.runner import workloads
@@ -31,27 +32,18 @@ class Adoption:
         self._owner = owner
         self._trainings = trainings
         self._deployments = deployments
-        self._known: set[asyncio.Event] = set()
 
     async def run(self) -> None:
         """Finds again what ran before, then follows what changes, for ever."""
-        tenant = principals.current().tenant
-        with acting(tenant):
+        with acting(principals.current().tenant):
             seen = [asyncio.Event(), asyncio.Event()]
-            work = [
-                asyncio.ensure_future(each)
-                for each in (
+            await together(
+                [
                     self._follow(["projects/-/trainings/-"], ACTIVE, seen[0]),
                     self._follow(["projects/-/deployments/-", "projects/-/deployments/-/traffic"], "", seen[1]),
                     self._settle(seen),
-                )
-            ]
-        try:
-            await asyncio.gather(*work)
-        finally:
-            for each in work:
-                each.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+                ]
+            )
 
     async def _settle(self, seen: list[asyncio.Event]) -> None:
         """Waits until every record was looked at, then clears away what has none."""

@@ -21,6 +21,7 @@ from noronha.builder import commands, dockerfile, folders, indexes, requirements
 from noronha.builder.backend import Job, Log, Made, Tree
 from noronha.builder.requirements import Requirements
 from noronha.chassis import places
+from noronha.chassis.together import together
 from noronha.rpc.chunks import digest_of
 from noronha.rpc.errors import FailedPrecondition
 from noronha.v1.build_pb2 import Artifact, Source
@@ -306,13 +307,7 @@ async def _lay_out(tree: Tree, layout: dict[str, str], files: dict[str, File], t
             # Files are read-only, since builds share them; folders are not, so that a user can remove all of it.
             place.chmod(0o555 if files[name].executable else 0o444)
 
-    readers = [asyncio.ensure_future(some()) for _ in range(_READERS)]
-    try:
-        await asyncio.gather(*readers)
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+    await together(some() for _ in range(_READERS))
 
 
 def _gist(said: deque[str]) -> str:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.waiting import until
 
 
 def _one_line(answer: Any) -> str:
@@ -84,10 +85,7 @@ def test_an_older_mesh_is_replaced(newcomer: Any) -> None:
         [sys.executable, "-c", code, "--state-dir", str(newcomer.state_dir), "--address-file", str(ready)],
         env=newcomer.env, cwd=newcomer.home, stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not ready.exists():
-        assert older.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: ready.exists() or older.poll() is not None, "the older mesh answers")
     answer = newcomer.run("-s", "model", "new", "--name", "m", check=True)
     assert "replacing the mesh 1.9.0" in answer.stderr
     assert older.wait(60) == 0
@@ -170,10 +168,7 @@ def test_a_mesh_over_tcp_needs_its_token(newcomer: Any) -> None:
          "--address-file", str(ready)],
         env=newcomer.env, cwd=newcomer.home, stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not ready.exists():
-        assert server.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: ready.exists() or server.poll() is not None, "the mesh answers")
     where = {"NHA_MESH__ADDRESS": ready.read_text().strip()}
     assert "[NO_TOKEN]" in _one_line(newcomer.run("model", "list", **where))
     assert "token_file" in _one_line(newcomer.run("model", "list", NHA_MESH__TOKEN_FILE="/nowhere", **where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -44,6 +45,22 @@ def test_a_build_records_the_commit_and_whether_it_was_changed(builder: Any) -> 
     assert builder.json("bvers", "info", "--tag", "develop@1")["git_dirty"] is False
     names = builder.nha("bvers", "list", "-o", "name").split()
     assert names == ["p:develop", "p:latest", "p:no-commit"]
+
+
+def test_a_folder_inside_a_project_builds_all_of_it_unless_asked_otherwise(builder: Any) -> None:
+    below = builder.cwd / "notebooks"
+
+    def digest(tag: str) -> str:
+        return str(re.search(r"source ([0-9a-f]+)", builder.nha("bvers", "logs", "--tag", tag))[1])
+
+    builder.nha("proj", "build", "-t", "home")
+    answer = builder.run("-s", "proj", "build", "-t", "whole", cwd=below, check=True)
+    assert f"building from the project's home {builder.cwd}; --from-here builds this folder alone" in answer.stderr
+    assert digest("whole") == digest("home")
+    builder.nha("proj", "build", "-t", "part", "--from-here", cwd=below)
+    answer = builder.run("-s", "proj", "build", "-t", "named", "--proj", "p", cwd=below, check=True)
+    assert f"only {below} is built, which is inside the project's home; --from-home builds all of it" in answer.stderr
+    assert digest("part") == digest("named") != digest("home")
 
 
 def test_a_build_that_fails_leaves_the_one_before(builder: Any) -> None:

@@ -22,6 +22,11 @@ NOTEBOOKS = {
         "steps = 60",
         "import time\nfor step in range(steps):\n    print('step', step, flush=True)\n    time.sleep(0.25)",
     ),
+    "borrows": (
+        "base = 'english'",
+        "from noronha.tools.publish import Publisher\nfrom noronha.tools.shortcuts import require_dataset, tmp_path\n"
+        "print(require_dataset('own'))\nopen(tmp_path('clf'), 'w').write('x')\nPublisher()(uses_pretrained=True)",
+    ),
     "environment": ("a = 1", "import os\nprint('got', os.environ['GREETING'])"),
 }
 
@@ -85,6 +90,19 @@ def test_a_dataset_that_the_disk_changed_fails_its_training_until_it_is_stored_a
     assert "ASSET_UNAVAILABLE: dataset disk:d " in trainer.nha("train", "logs", "--name", "damaged")
     trainer.nha("movers", "new", "-m", "disk", "-n", "same-bytes", "-p", "data.bin")
     trainer.nha(*train)
+
+
+def test_a_project_of_one_model_needs_not_name_it_beside_what_it_borrows_from_another(trainer: Any) -> None:
+    (trainer.cwd / "borrowed.bin").write_bytes(b"words")
+    for model in ("words", "mine"):
+        trainer.nha("model", "new", "-n", model)
+    trainer.nha("movers", "new", "-m", "words", "-n", "english", "-p", "borrowed.bin")
+    trainer.nha("ds", "new", "-m", "mine", "-n", "own", "-p", "borrowed.bin")
+    trainer.nha("proj", "update", "-n", "p", "-m", "mine")
+    trainer.run(
+        "train", "new", "--name", "borrows", "--nb", "notebooks/borrows", "--pretrained", "words:english", check=True
+    )
+    assert trainer.json("movers", "info", "-m", "mine", "-n", "borrows")["pretrained"] == "words:english@1"
 
 
 def test_a_refused_training_leaves_the_one_of_its_name(trainer: Any) -> None:

@@ -61,6 +61,11 @@ def home_of(project: project_pb2.Project) -> Path:
     return home
 
 
+def is_inside_home(project: project_pb2.Project, folder: Path) -> bool:
+    """Says whether a folder lies below a project's home, and is not the home itself."""
+    return bool(project.home_dir) and Path(project.home_dir).resolve() in folder.resolve().parents
+
+
 def from_folder(
     mesh: Mesh,
     project: project_pb2.Project,

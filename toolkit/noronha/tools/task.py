@@ -281,7 +281,8 @@ class Task:
             "purpose": os.environ.get("CONTAINER_PURPOSE", ""),
             "name": assignment.name,
             "project": assignment.project.name.rpartition("/")[2],
-            "models": [each.rpartition("/")[2] for each in (assignment.models or assignment.project.models)],
+            # What it may publish to is more: the models of what it was given as well.
+            "models": [each.rpartition("/")[2] for each in (assignment.project.models or assignment.models)],
             "folders": {name: str(path) for name, path in self._seen.items()},
             "web_server": {
                 "type": kinds.get(server.type, "simple"),

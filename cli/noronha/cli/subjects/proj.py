@@ -189,7 +189,10 @@ def update(
     "--no-cache", is_flag=True,
     help="Slower build, but useful when the cached layers contain outdated information.",
 )  # fmt: skip
-@click.option("--from-here", is_flag=True, help="Build from current working directory (default option).")
+@click.option(
+    "--from-here", is_flag=True,
+    help="Build from current working directory (default option; inside a project's home that home is).",
+)  # fmt: skip
 @click.option("--from-home", is_flag=True, help="Build from project's home directory.")
 @click.option("--from-git", is_flag=True, help="Build from project's Git repository (default branch).")
 @click.option(
@@ -222,6 +225,14 @@ def build(
         made = builds.pre_built(target.mesh, project, tag)
     else:
         folder = builds.home_of(project) if from_home else Path.cwd()
+        if not from_home and not from_here and builds.is_inside_home(project, folder):
+            if name is None:  # the project was found by the folder above, which is therefore what is meant
+                folder = builds.home_of(project)
+                target.voice.info(f"building from the project's home {folder}; --from-here builds this folder alone")
+            else:
+                target.voice.warn(
+                    f"only {folder} is built, which is inside the project's home; --from-home builds all of it"
+                )
         with publishing.progress(target) as progress:
             made = builds.from_folder(
                 target.mesh, project, tag, folder, no_cache=no_cache, notice=target.voice.info, progress=progress

@@ -234,3 +234,24 @@ def test_a_service_that_is_gone_keeps_no_other_from_stopping(scattered: Any) -> 
     assert "does not answer" in line, "whether tasks run on, nobody can tell"
     for name, process in processes.items():
         assert name == "runner" or process.wait(60) == 0, name
+
+
+def test_a_store_that_is_gone_is_told_while_it_is_waited_for(scattered: Any, tmp_path: Path) -> None:
+    scattered.nha("model", "new", "--name", "m")
+    (tmp_path / "data.csv").write_text("1")
+    store = scattered.processes[list(BACKENDS).index("store")]
+    store.kill()
+    store.wait()
+    command = scattered.command("ds", "new", "--name", "d", "--model", "m", "--path", str(tmp_path))
+    with subprocess.Popen(
+        command, env=scattered.env, cwd=scattered.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            line = next((each for each in lines if "trying again" in each), "")
+            assert process.poll() is None, "it is told before the command gives up"
+            address = store.args[store.args.index("--listen") + 1]
+            assert line == f"Store at {address} does not answer; trying again for 2 minutes\n"
+        finally:
+            process.kill()

@@ -89,11 +89,11 @@ def from_folder(
     for line in collected.notices:
         notice(line)
     known = checkout(folder)
-    done = transfer.upload(mesh.store, collected.files, progress=progress, revive=mesh.revive)
+    done = transfer.upload(mesh.store, collected.files, progress=progress, revive=mesh.revive, notice=notice)
     source = build_pb2.Source(
         origin=build_pb2.Source.LOCAL, upload=done.upload, git_commit=known.commit, git_dirty=known.dirty
     )
-    return _create(mesh, project, tag, source, no_cache, done.files)
+    return _create(mesh, project, tag, source, no_cache, done.files, notice)
 
 
 def from_git(
@@ -137,6 +137,7 @@ def _create(
     source: build_pb2.Source,
     no_cache: bool,
     files: list[file_pb2.File],
+    notice: Notice = silent,
 ) -> build_pb2.Build:
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import build_pb2, builder_pb2
@@ -145,7 +146,7 @@ def _create(
         parent=project.name, build_id=names.check_tag(tag), build=build_pb2.Build(source=source, no_cache=no_cache),
         files=files, request_id=new_request_id(),
     )  # fmt: skip
-    return persistently(mesh, lambda: mesh.builder.CreateBuild(request, timeout=120))
+    return persistently(mesh, lambda: mesh.builder.CreateBuild(request, timeout=120), notice=notice)
 
 
 def revision_name(build: build_pb2.Build) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import grpc
 
+from noronha.client.connection import Notice, silent
 from noronha.rpc.errors import (
     Aborted,
     Cancelled,
@@ -24,24 +25,65 @@ from noronha.rpc.errors import (
 PATIENCE = 120.0
 """Seconds without progress after which an interruption is raised."""
 
+TOLD_AFTER = 0.5
+"""Seconds after which an interruption that lasts is told: long enough for one that the first repeats get over."""
+
 Result = TypeVar("Result")
 
 
-class Patience:
-    """Waits out interruptions, as long as there is progress between them."""
+class Interruption:
+    """One time in which what is asked does not answer: told once, when it has lasted for a moment."""
 
-    def __init__(self, seconds: float, revive: Callable[[], None] | None) -> None:
+    def __init__(self, seconds: float, notice: Notice) -> None:
+        self._seconds = seconds
+        self._notice = notice
+        self._began: float | None = None
+        self._told = False
+
+    def over(self) -> None:
+        """Notes that there was an answer; the next failure begins another one."""
+        self._began, self._told = None, False
+
+    def failed(self, error: NoronhaError) -> None:
+        """Notes a failure that is waited out."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+        # A call that came to its deadline has stood for long before it failed.
+        if not self._told and (now - self._began >= TOLD_AFTER or isinstance(error, DeadlineExceeded)):
+            self._told = True
+            self._notice(f"{_what(error)}; trying again for {_in_words(self._seconds)}")
+
+
+def _what(error: NoronhaError) -> str:
+    if error.address:
+        return f"{error.service or 'the mesh'} at {error.address} does not answer"
+    return error.message.partition(";")[0]
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 60 or seconds % 60:
+        return f"{seconds:.0f} s"
+    return "1 minute" if seconds == 60 else f"{seconds / 60:.0f} minutes"
+
+
+class Patience:
+    """Waits out interruptions, as long as there is progress between them; ``notice`` is told of one that lasts."""
+
+    def __init__(self, seconds: float, revive: Callable[[], None] | None, notice: Notice = silent) -> None:
         self._seconds = seconds
         self._revive = revive
         self._lock = threading.Lock()
         self._last = time.monotonic()
         self._pause = 0.0
+        self._interruption = Interruption(seconds, notice)
 
     def moved(self, count: int = 1) -> None:
         """Notes progress, unless ``count`` is 0."""
         if count:
             self._last = time.monotonic()
             self._pause = 0.0
+            self._interruption.over()
 
     def bear(self, error: NoronhaError) -> None:
         """Waits a while after an interruption. Raises any other error, and this one when it has lasted too long."""
@@ -49,6 +91,7 @@ class Patience:
         if not _is_interruption(error) or left <= 0:
             raise error
         with self._lock:
+            self._interruption.failed(error)
             self._pause = min(max(0.05, self._pause * 2), 2.0)
             pause = min(self._pause * random.uniform(0.5, 1.0), left)
         time.sleep(pause)

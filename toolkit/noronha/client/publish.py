@@ -157,7 +157,7 @@ def _new(
     existing = None
     if identity is not None:
         name = names.join(kind.name, model, names.check_id(identity, "name"))
-        existing = persistently(mesh, lambda: _find(mesh, kind, name), patience=patience)
+        existing = persistently(mesh, lambda: _find(mesh, kind, name), patience=patience, notice=notice)
         if existing is not None and (replace is None or not replace(existing)):
             raise AlreadyExists(
                 f"{kind.name.replace('_', ' ')} {model}:{identity} exists; choose another name or overwrite it",
@@ -170,13 +170,13 @@ def _new(
         create = getattr(metadata_pb2, f"{kind.create}Request")(
             parent=parent, **{f"{kind.name}_id": identity or ""}, **common
         )
-        return persistently(mesh, lambda: getattr(mesh.metadata, kind.create)(create, timeout=120))
+        return persistently(mesh, lambda: getattr(mesh.metadata, kind.create)(create, timeout=120), notice=notice)
     record.name = existing.name
     publish = getattr(metadata_pb2, f"{kind.publish}Request")(
         expected_revision=existing.revision, without_files=files.path is None, **common
     )
     publish.update_mask.paths.append("*")
-    return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(publish, timeout=120))
+    return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(publish, timeout=120), notice=notice)
 
 
 def _next(
@@ -210,7 +210,7 @@ def _next(
         **{kind.name: record}, request_id=new_request_id(), upload=upload, files=held
     )
     publish.update_mask.paths.extend(paths)
-    return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(publish, timeout=120))
+    return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(publish, timeout=120), notice=notice)
 
 
 def _find(mesh: Mesh, kind: _Kind, name: str) -> Any:
@@ -254,7 +254,7 @@ def _upload(
     from noronha.v1 import metadata_pb2
 
     request = metadata_pb2.GetModelRequest(name=model)
-    definition = persistently(mesh, lambda: mesh.metadata.GetModel(request), patience=patience)
+    definition = persistently(mesh, lambda: mesh.metadata.GetModel(request), patience=patience, notice=notice)
     if files.path is None:
         return "", []
     specs = getattr(definition, kind.specs)
@@ -268,6 +268,11 @@ def _upload(
         if files.compress:
             pairs = [stack.enter_context(archive.packed(pairs, identity or last_id(model)))]
         done = transfer.upload(
-            mesh.store, pairs, storage_class=_storage_class(files), progress=progress, revive=mesh.revive
+            mesh.store,
+            pairs,
+            storage_class=_storage_class(files),
+            progress=progress,
+            revive=mesh.revive,
+            notice=notice,
         )
     return done.upload, done.files

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from noronha.client import work
+from noronha.client.connection import Notice, silent
 from noronha.client.follow import Following
 from noronha.client.references import to_key
 from noronha.rpc.errors import NotFound
@@ -87,17 +88,18 @@ def find(mesh: Mesh, name: str) -> training_pb2.Training | None:
         return None
 
 
-def executed_notebook(mesh: Mesh, name: str) -> Iterator[bytes]:
+def executed_notebook(mesh: Mesh, name: str, *, notice: Notice = silent) -> Iterator[bytes]:
     """Yields the notebook as a training executed it, outputs included, in chunks.
 
-    Raises NotFound, also ``NOT_EXECUTED`` for a training that has not come that far.
+    ``notice`` is told of an absence of Store that lasts. Raises NotFound, also ``NOT_EXECUTED`` for a training that has
+    not come that far.
     """
     from noronha.client import transfer
 
     training = get(mesh, name)
     if not training.executed_notebook.digest:
         raise NotFound(f"{to_key(name)} has no executed notebook yet; it is kept when it ends", reason="NOT_EXECUTED")
-    yield from transfer.read(mesh.store, training.executed_notebook)
+    yield from transfer.read(mesh.store, training.executed_notebook, notice=notice)
 
 
 def remove(mesh: Mesh, name: str) -> None:

@@ -2,7 +2,8 @@
 interruptions.
 
 A stream that is cut (the mesh was restarted, the network went away) is taken up again where it stood. What counts is
-progress: only when none was made for ``patience`` seconds is the interruption raised.
+progress: only when none was made for ``patience`` seconds is the interruption raised. ``notice`` is told of one that
+lasts, once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from noronha.client import local_files
+from noronha.client.connection import Notice, silent
 from noronha.client.folders import Unpacking
 from noronha.client.local_files import LocalFile
 from noronha.client.meter import Meter, Progress
@@ -51,6 +53,7 @@ def upload(
     progress: Progress | None = None,
     revive: Callable[[], None] | None = None,
     patience: float = PATIENCE,
+    notice: Notice = silent,
 ) -> Uploaded:
     """Brings files, pairs of relative path and source, into Store, and returns what a publishing needs.
 
@@ -63,7 +66,7 @@ def upload(
     _check_together([path for path, _ in pairs])
     meter = Meter(progress)
     local = _digest(pairs, meter)
-    sending = _Sending(store, local, storage_class, meter, Patience(patience, revive))
+    sending = _Sending(store, local, storage_class, meter, Patience(patience, revive, notice))
     name = sending.run()
     found = [
         file_pb2.File(path=each.path, digest=each.digest, size_bytes=each.size, executable=each.executable)
@@ -80,6 +83,7 @@ def download(
     progress: Progress | None = None,
     revive: Callable[[], None] | None = None,
     patience: float = PATIENCE,
+    notice: Notice = silent,
     durable: bool = False,
 ) -> None:
     """Brings files from Store into the folder ``target``, all of them verified before any is seen there.
@@ -93,7 +97,7 @@ def download(
     _check_together([check_path(each.path) for each in wanted])
     meter = Meter(progress)
     meter.begin("receive", sum(each.size_bytes for each in wanted))
-    waiting = Patience(patience, revive)
+    waiting = Patience(patience, revive, notice)
     with Unpacking(Path(target), durable=durable) as unpacking:
         done = threading.Event()
 
@@ -123,12 +127,14 @@ def download(
         unpacking.publish()
 
 
-def read(store: StoreStub, file: file_pb2.File, *, patience: float | Patience = PATIENCE) -> Iterator[bytes]:
+def read(
+    store: StoreStub, file: file_pb2.File, *, patience: float | Patience = PATIENCE, notice: Notice = silent
+) -> Iterator[bytes]:
     """Yields the content of a file of Store in chunks; the last one comes only when the whole was right.
 
     Raises NotFound; DataLoss ``CHECKSUM_MISMATCH``; Unavailable after ``patience`` seconds without progress.
     """
-    waiting = patience if isinstance(patience, Patience) else Patience(patience, None)
+    waiting = patience if isinstance(patience, Patience) else Patience(patience, None, notice)
     digest = hashlib.sha256()
     position = 0
     held = b""

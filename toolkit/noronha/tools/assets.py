@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noronha.client.connection import Notice, silent
 from noronha.rpc import names
 from noronha.rpc.errors import DataLoss, FailedPrecondition
 from noronha.tools import documents
@@ -32,7 +33,7 @@ class Assets:
     """The datasets and versions of one task: ``meta`` holds their records, ``data`` and ``models`` their files.
 
     ``shown`` turns a folder into the path that notebooks are to see. While the mesh is away, ``patience`` seconds are
-    waited for it. All methods may be called by any thread.
+    waited for it, and ``notice`` is told of an absence that lasts. All methods may be called by any thread.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Assets:
         models: Path,
         shown: Callable[[Path], Path] = lambda path: path,
         patience: float = 60.0,
+        notice: Notice = silent,
     ):
         self._mesh = mesh
         self._meta = meta
         self._bases = {"ds": data, "mv": models}
         self._shown = shown
         self._patience = patience
+        self._notice = notice
         self._lock = threading.Lock()
         self._busy: dict[Path, threading.Lock] = {}
         self._folders: dict[Path, tuple[str, int]] = {}
@@ -118,7 +121,7 @@ class Assets:
     def _asked(self, call: Callable[[], Any]) -> Any:
         from noronha.client.persistence import persistently
 
-        return persistently(self._mesh, call, patience=self._patience)
+        return persistently(self._mesh, call, patience=self._patience, notice=self._notice)
 
     def _provide(self, kind: str, record: Asset) -> dict[str, Any]:
         path = self._files(kind, record)
@@ -164,12 +167,13 @@ class Assets:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not record.compressed:
-            transfer.download(self._mesh.store, record.files, folder, patience=self._patience)
+            transfer.download(self._mesh.store, record.files, folder, patience=self._patience, notice=self._notice)
             folder.mkdir(exist_ok=True)  # an asset without files is an empty folder
             return
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-            transfer.download(self._mesh.store, record.files, Path(temporary) / "archive", patience=self._patience)
-            extract(Path(temporary) / "archive" / record.files[0].path, folder)
+            archive = Path(temporary) / "archive"
+            transfer.download(self._mesh.store, record.files, archive, patience=self._patience, notice=self._notice)
+            extract(archive / record.files[0].path, folder)
 
 
 def extract(archive: Path, target: Path) -> None:

@@ -179,6 +179,7 @@ class Task:
             models=self._directories["model"],
             shown=self._shown,
             patience=SERVING_PATIENCE if assignment.kind == tasks_pb2.Assignment.REPLICA else PATIENCE,
+            notice=lambda line: live.add(f"{line}\n"),
         )
         self._leave_facts(assignment)
         listener = Listener(

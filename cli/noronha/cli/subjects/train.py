@@ -129,7 +129,7 @@ def notebook(target: Target, name: str, proj: str | None, path: str | None) -> N
 
     if path == "-":
         full = _full(target, proj, name)
-        for chunk in trainings.executed_notebook(target.mesh, full):
+        for chunk in trainings.executed_notebook(target.mesh, full, notice=target.voice.info):
             sys.stdout.buffer.write(chunk)
         return
     chosen = Path(path or f"{name}.ipynb")
@@ -137,7 +137,8 @@ def notebook(target: Target, name: str, proj: str | None, path: str | None) -> N
         raise click.BadParameter(f"there is no folder {chosen.parent}", param_hint="--path")
     if chosen.exists():
         target.must(f"{chosen} exists. Would you like to overwrite it?")
-    content = b"".join(trainings.executed_notebook(target.mesh, _full(target, proj, name)))
+    full = _full(target, proj, name)
+    content = b"".join(trainings.executed_notebook(target.mesh, full, notice=target.voice.info))
     chosen.write_bytes(content)
     if target.output == "text":
         click.echo(f"Executed notebook: {chosen}")

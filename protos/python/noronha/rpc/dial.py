@@ -135,21 +135,31 @@ class _Manners(
             details.wait_for_ready, getattr(details, "compression", None),
         )  # fmt: skip
 
+    def _goal(self, details: Any) -> _Goal:
+        return _Goal(self._target, details.method.rpartition("/")[0].rpartition(".")[2])
+
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         ended = _clock(details.method, request)
-        return _settled(continuation(self._details(details, True), request), ended, self._target)
+        return _settled(continuation(self._details(details, True), request), ended, self._goal(details))
 
     def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
         ended = _clock(details.method, None)
-        return _settled(continuation(self._details(details, False), requests), ended, self._target)
+        return _settled(continuation(self._details(details, False), requests), ended, self._goal(details))
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         ended = _clock(details.method, request)
-        return Answers(continuation(self._details(details, False), request), ended, self._target)
+        return Answers(continuation(self._details(details, False), request), ended, self._goal(details))
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
         ended = _clock(details.method, None)
-        return Answers(continuation(self._details(details, False), requests), ended, self._target)
+        return Answers(continuation(self._details(details, False), requests), ended, self._goal(details))
+
+
+class _Goal(NamedTuple):
+    """Where a call goes, and the service that it asks."""
+
+    address: str
+    service: str
 
 
 Ended = Callable[[Any], None]
@@ -185,7 +195,7 @@ def _about(request: Any) -> str:
     return ""
 
 
-def _settled(call: Any, ended: Ended, target: str) -> Any:
+def _settled(call: Any, ended: Ended, goal: _Goal) -> Any:
     try:
         error = call.exception()
     except grpc.FutureCancelledError:
@@ -193,17 +203,17 @@ def _settled(call: Any, ended: Ended, target: str) -> Any:
         return call
     ended(call.code())
     if error is not None:
-        raise from_rpc(error, target) from None
+        raise from_rpc(error, *goal) from None
     return call
 
 
 class Answers:
     """The answers of a streaming call: an iterator that raises typed errors and can be cancelled."""
 
-    def __init__(self, call: Any, ended: Ended, target: str) -> None:
+    def __init__(self, call: Any, ended: Ended, goal: _Goal) -> None:
         self._call = call
         self._ended = ended
-        self._target = target
+        self._goal = goal
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -216,7 +226,7 @@ class Answers:
             raise
         except grpc.RpcError as error:
             self._ended(error.code())
-            raise from_rpc(error, self._target) from None
+            raise from_rpc(error, *self._goal) from None
 
     def cancel(self) -> None:
         """Gives the call up."""

@@ -53,6 +53,9 @@ class NoronhaError(Exception):
     address = ""
     """Where the call went, of an error that no server of Noronha wrote, as of a channel that found nobody; else ''."""
 
+    service = ""
+    """The service that was called, such as ``Store``, where ``address`` is there; else ''."""
+
     def __init__(
         self,
         message: str,
@@ -235,10 +238,11 @@ def from_status(status: status_pb2.Status) -> NoronhaError:
     return error
 
 
-def from_rpc(error: Any, address: str = "") -> NoronhaError:
+def from_rpc(error: Any, address: str = "", service: str = "") -> NoronhaError:
     """Returns the error that a ``grpc.RpcError`` of either API stands for.
 
-    ``address`` is where the call went; an error that no server of Noronha wrote keeps it.
+    ``address`` is where the call went and ``service`` what was called; an error that no server of Noronha wrote keeps
+    both.
     """
     from google.rpc import status_pb2
 
@@ -255,5 +259,5 @@ def from_rpc(error: Any, address: str = "") -> NoronhaError:
                 return from_status(status)
     details = error.details() or ""
     found = BY_CODE.get(number, Unknown)(details or f"the call failed with {code}")
-    found.address = address
+    found.address, found.service = address, service
     return found

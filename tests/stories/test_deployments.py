@@ -87,7 +87,8 @@ def test_a_question_without_a_terminal_is_an_error(deployer: Any) -> None:
 
 def test_none_wanted_is_stopped_and_removed_is_gone(deployer: Any) -> None:
     answer = _deploy(deployer, "none", 1, "--n-tasks", "0")
-    assert answer.returncode == 0
+    assert answer.returncode == 0 and "p:none has no replicas" in answer.stderr
+    assert "Predictions at" not in answer.stderr, "nobody answers there"
     assert deployer.json("depl", "info", "--name", "none")["state"] == "STOPPED"
     assert deployer.nha("depl", "rm", "--name", "none") == "Removed Deployment: p:none\n"
     assert deployer.run("-s", "depl", "rm", "--name", "none").returncode == 3

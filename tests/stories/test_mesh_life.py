@@ -218,6 +218,14 @@ def test_a_service_whose_server_is_gone_or_hangs_does_not_serve_and_hides_no_oth
         for name in ("metadata", "store", "builder"):
             assert services[name]["state"] == "SERVING" and services[name]["backend"], services
         assert status["router"] == "", "only Router tells where predictions go"
+        lines = scattered.nha("mesh", "status", "-o", "table").splitlines()
+        heading = next(number for number, line in enumerate(lines) if line.startswith("NAME "))
+        assert lines[heading].split() == ["NAME", "STATE", "ADDRESS", "BACKEND", "PROBLEM"]
+        table = {line.split()[0]: line for line in lines[heading + 1 :]}
+        assert list(table) == list(BACKENDS)
+        for name, each in services.items():
+            assert all(each[key] in table[name] for key in ("state", "address", "backend", "problem")), table[name]
+        assert status["address"] in table["metadata"], "what the server itself carries is where that is"
     finally:
         processes["router"].send_signal(signal.SIGCONT)
     status = scattered.json("mesh", "status")

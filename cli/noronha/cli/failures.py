@@ -1,19 +1,4 @@
-"""How the command ends when something goes wrong: one line on standard error, and an exit code for each kind.
-
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | a question was answered with no, the work was cancelled, or an unexpected error |
-| 2 | the command, an option, a setting or a value is wrong |
-| 3 | something named does not exist |
-| 4 | it exists already, or somebody else was faster |
-| 5 | the state does not allow it, or this mesh cannot do it |
-| 6 | the caller may not |
-| 7 | the mesh is not there, or did not answer in time |
-| 8 | a limit or a disk is full, or stored bytes are damaged |
-| 9 | the work itself failed: the training, the build, the deployment |
-| 130 | interrupted by Ctrl-C |
-"""
+"""How the command ends when something goes wrong: one line on standard error, and an exit code for each kind."""
 
 from __future__ import annotations
 
@@ -24,6 +9,21 @@ import click
 if TYPE_CHECKING:
     from noronha.cli.target import Target
     from noronha.rpc.errors import NoronhaError
+
+MEANINGS = {
+    0: "done",
+    1: "a question was answered with no, the training or build was cancelled, or an unexpected error",
+    2: "the command, an option, a setting or a value is wrong",
+    3: "something named does not exist",
+    4: "it exists already, or somebody else was faster",
+    5: "the state does not allow it, or this mesh cannot do it",
+    6: "the caller may not",
+    7: "the mesh is not there, or did not answer in time",
+    8: "a limit or a disk is full, or stored bytes are damaged",
+    9: "the work itself failed: the training, the build, the deployment",
+    130: "interrupted by Ctrl-C",
+}
+"""What each exit code tells."""
 
 DECLINED = 1
 USAGE = 2

@@ -54,6 +54,10 @@ class Root(click.Group):
         with formatter.section("Subjects and commands"):
             formatter.write_dl(rows)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in failures.MEANINGS.items()])
+
 
 SKIP = (
     "Skip questions: answer yes, also where something is overwritten or removed. Only whether the current directory is "

@@ -45,8 +45,8 @@ def write() -> str:
 
 
 def _exit_codes() -> str:
-    lines = (failures.__doc__ or "").splitlines()
-    return "\n".join(line for line in lines if line.startswith("|")) + "\n"
+    rows = [f"| {code} | {meaning} |" for code, meaning in failures.MEANINGS.items()]
+    return "\n".join(["| code | meaning |", "|---|---|", *rows]) + "\n"
 
 
 def _sections(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -17,7 +17,7 @@ import grpc
 import pytest
 import yaml
 
-from noronha.cli import background, documents, main, output, reference
+from noronha.cli import background, documents, failures, main, output, reference
 from noronha.v1 import mesh_pb2, mesh_pb2_grpc, metadata_pb2_grpc, project_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -324,6 +324,20 @@ def test_calls_are_shown_at_debug_alone(tmp_path: Path) -> None:
         shown = nha("-l", "DEBUG", "mesh", "status", home=tmp_path, NHA_MESH__ADDRESS=address).stderr.splitlines()
         silent = nha("mesh", "status", home=tmp_path, NHA_MESH__ADDRESS=address).stderr.splitlines()
     assert re.fullmatch(r"Mesh/GetInfo UNAVAILABLE [0-9.]+ ms", shown[0]) and len(shown) == 2 and len(silent) == 1
+
+
+def test_every_exit_code_is_explained_and_every_explanation_is_of_one(tmp_path: Path) -> None:
+    from noronha.client.work import WorkCancelled, WorkFailed
+    from noronha.rpc import errors
+
+    codes = {failures.exit_code(each("x")) for each in (*errors.BY_CODE.values(), WorkCancelled, WorkFailed)}
+    codes |= {0, failures.DECLINED, failures.USAGE, failures.DISK_FULL, failures.UNEXPECTED, failures.INTERRUPTED}
+    assert codes == failures.MEANINGS.keys()
+    assert "cancelled" in failures.MEANINGS[failures.exit_code(WorkCancelled("x"))]
+    assert "failed" in failures.MEANINGS[failures.exit_code(WorkFailed("x"))]
+    shown = " ".join(nha("--help", home=tmp_path).stdout.split())
+    for code, meaning in failures.MEANINGS.items():
+        assert f"{code} {meaning}" in shown, "nha --help explains them too"
 
 
 def test_a_table_has_few_columns_and_each_is_a_field_of_its_document() -> None:

@@ -97,7 +97,13 @@ def from_folder(
 
 
 def from_git(
-    mesh: Mesh, project: project_pb2.Project, tag: str, *, reference: str = "", no_cache: bool = False
+    mesh: Mesh,
+    project: project_pb2.Project,
+    tag: str,
+    *,
+    reference: str = "",
+    no_cache: bool = False,
+    notice: Notice = silent,
 ) -> build_pb2.Build:
     """Starts a build of the project's Git repository and returns the record, PENDING.
 
@@ -112,10 +118,12 @@ def from_git(
             reason="NO_SOURCE",
         )
     source = build_pb2.Source(origin=build_pb2.Source.GIT, git_reference=reference)
-    return _create(mesh, project, tag, source, no_cache, [])
+    return _create(mesh, project, tag, source, no_cache, [], notice)
 
 
-def pre_built(mesh: Mesh, project: project_pb2.Project, tag: str) -> build_pb2.Build:
+def pre_built(
+    mesh: Mesh, project: project_pb2.Project, tag: str, *, notice: Notice = silent
+) -> build_pb2.Build:
     """Records an image of the project's Docker repository as a build and returns the record, PENDING.
 
     Raises FailedPrecondition ``NO_SOURCE`` for a project without a repository; as ``Builder.CreateBuild``.
@@ -127,7 +135,8 @@ def pre_built(mesh: Mesh, project: project_pb2.Project, tag: str) -> build_pb2.B
             f"project {last_id(project.name)} has no Docker repository; set one with nha proj update --docker-repo",
             reason="NO_SOURCE",
         )
-    return _create(mesh, project, tag, build_pb2.Source(origin=build_pb2.Source.PRE_BUILT), False, [])
+    source = build_pb2.Source(origin=build_pb2.Source.PRE_BUILT)
+    return _create(mesh, project, tag, source, False, [], notice)
 
 
 def _create(
@@ -137,7 +146,7 @@ def _create(
     source: build_pb2.Source,
     no_cache: bool,
     files: list[file_pb2.File],
-    notice: Notice = silent,
+    notice: Notice,
 ) -> build_pb2.Build:
     from noronha.rpc.dial import new_request_id
     from noronha.v1 import build_pb2, builder_pb2

@@ -58,9 +58,10 @@ def rm(target: Target, proj: str | None, tag: str) -> None:
 @subject.command()
 @options.project("The project to which this build version belongs (default: current working project).")
 @options.tag("The build version's tag; with @n for one revision.")
+@click.option("--tail", "lines", type=options.Number(min=1), help="Only about this many of the last lines.")
 @pass_target
-def logs(target: Target, proj: str | None, tag: str) -> None:
+def logs(target: Target, proj: str | None, tag: str, lines: int | None) -> None:
     """Show the log of a build."""
     from noronha.cli.live import print_log
 
-    print_log(target.mesh.builder.TailLogs, target.within("build", proj, tag))
+    print_log(target.mesh.builder.TailLogs, target.within("build", proj, tag), lines=lines or 0)

@@ -176,6 +176,10 @@ def new(
     target.show(made)
 
 
+def _wanted(found: Any) -> int:
+    return int(found.replicas) if found.HasField("replicas") else 1
+
+
 def _await(target: Target, made: Any, key: str) -> Any:
     from noronha.cli.live import going_on
     from noronha.client import deployments
@@ -184,7 +188,7 @@ def _await(target: Target, made: Any, key: str) -> Any:
     progress = output.Progress(target.voice, to_stderr=True)
 
     def show(found: Any) -> None:
-        wanted = found.replicas if found.HasField("replicas") else 1
+        wanted = _wanted(found)
         word = f"Deployment {key}: {state_of(found)}"
         progress.state(word, found.status.ready_replicas / wanted if wanted else None)
 
@@ -206,6 +210,13 @@ def _tell(target: Target, made: Any, owner: str) -> None:
     """Says where predictions are answered; of a router that does not serve, why: somebody else may answer there."""
     from noronha.client.connection import does_not_serve
 
+    if not _wanted(made):
+        deploy = made.name.rpartition("/")[2]
+        target.voice.info(
+            f"Deployment {owner}:{deploy} has no replicas and answers no predictions; set it up again with --n-tasks 1 "
+            "or more to have some"
+        )
+        return
     if made.status.address:
         target.voice.info(f"Predictions at http://{made.status.address}/predict")
     router = target.mesh.routing()

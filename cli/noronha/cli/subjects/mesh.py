@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from noronha.cli import output
 from noronha.cli.options import Number, Subject
 from noronha.cli.target import Target, pass_target
 
 if TYPE_CHECKING:
     from noronha.v1 import mesh_pb2
+
+SERVICE_COLUMNS = ("name", "state", "address", "backend", "problem")
+"""What ``-o table`` shows of each service, below the mesh itself."""
 
 
 @click.group(cls=Subject)
@@ -49,6 +53,11 @@ def show(target: Target, info: mesh_pb2.MeshInfo) -> None:
 
     document = _document(info, target.mesh.address, routing_of(info).address)
     target.present(document, info.mesh_id)
+    if target.output == "table":
+        click.echo()
+        here = document["address"]
+        services = [{**each, "address": each["address"] or here} for each in document["services"]]
+        output.table(services, SERVICE_COLUMNS)
 
 
 @subject.command()

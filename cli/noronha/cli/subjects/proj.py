@@ -210,7 +210,11 @@ def build(
     from_git: bool,
     pre_built: bool,
 ) -> None:
-    """Build the project: make its source runnable under a tag."""
+    """Build the project: make its source runnable under a tag.
+
+    Ctrl-C asks the mesh to cancel the build and goes on showing it until it has ended; a second one only stops the
+    showing. Exits with 9 when the build failed, with 1 when it was cancelled.
+    """
     from noronha.cli import live, publishing
     from noronha.client import builds
     from noronha.client.references import to_key
@@ -220,9 +224,9 @@ def build(
         raise click.UsageError("give only one of --from-here, --from-home, --from-git and --pre-built")
     project = target.project(name)
     if from_git:
-        made = builds.from_git(target.mesh, project, tag, no_cache=no_cache)
+        made = builds.from_git(target.mesh, project, tag, no_cache=no_cache, notice=target.voice.info)
     elif pre_built:
-        made = builds.pre_built(target.mesh, project, tag)
+        made = builds.pre_built(target.mesh, project, tag, notice=target.voice.info)
     else:
         folder = builds.home_of(project) if from_home else Path.cwd()
         if not from_home and not from_here and builds.is_inside_home(project, folder):

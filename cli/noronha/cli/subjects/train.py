@@ -190,7 +190,8 @@ def new(
     """Execute a new training and show it until it has ended.
 
     Ctrl-C asks the mesh to cancel the training and goes on showing it until it has ended; a second one only stops the
-    showing, for the mesh cancels it all the same. Exits with 9 when the training failed.
+    showing, for the mesh cancels it all the same. Exits with 9 when the training failed, with 1 when it
+    was cancelled.
     """
     from noronha.cli import live, tasks
     from noronha.client import trainings

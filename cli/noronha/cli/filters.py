@@ -1,8 +1,9 @@
-"""Filters as people write them, with the field paths of Noronha 1.6, turned into the contract's.
+"""Filters as people write them, with the fields that the command shows and those of Noronha 1.6, turned into the
+contract's.
 
-The one table is ``FIELDS``. A path that is not in it is handed on as it is, so the contract's own paths work as well,
-with ``details.…`` and ``params.…`` for what is inside. Names are written as people write them: ``name`` is the last id,
-``_id`` all of them joined by ``:``.
+The one table is ``FIELDS``; docs/filters.md shows it. A path that is not in it is handed on as it is, so the contract's
+own paths work as well, with ``details.…`` and ``params.…`` for what is inside. Names are written as people write them:
+``name`` is the last id, ``_id`` all of them joined by ``:``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ OPERATORS_ON_LISTS = frozenset({"$in", "$nin", "$all"})
 
 
 class Field(NamedTuple):
-    """Where a field of 1.6 is now, and what its values are."""
+    """Where a field that people know is in the contract, and what its values are."""
 
     path: str
     value: str = ""
-    """How values are rewritten: '' not at all, else the name of a rule in ``RULES`` or ``last:<pattern>``."""
+    """How values change: '' not at all, the name of a rule of ``RULES``, how names are written (``_name_is``), or
+    ``whole:<field>`` for what the command puts together: that is nothing to compare with, but ``<field>`` inside is."""
 
 
 def _state(value: Any) -> Any:
@@ -40,6 +42,21 @@ def _origin(value: Any) -> Any:
 
 def _storage(value: Any) -> Any:
     return "STORAGE_CLASS_LIGHTWEIGHT" if value else {"$ne": "STORAGE_CLASS_LIGHTWEIGHT"}
+
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z")
+
+
+def _time(value: Any) -> Any:
+    """Returns a time with microseconds, as the mesh sorts it, for one with fewer digits; anything else as it is."""
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    return f"{found[1]}.{found[2] or '':0<6}Z" if found else value
+
+
+def _share(value: Any) -> Any:
+    """Returns the test for a share as it is shown, in whole hundredths; a number from 0 to 1 is handed on."""
+    found = re.fullmatch(r"(\d{1,3})%", value) if isinstance(value, str) else None
+    return {"$gte": (int(found[1]) - 0.5) / 100, "$lte": (int(found[1]) + 0.5) / 100} if found else value
 
 
 def _full(kind: str) -> Callable[[Any], Any]:
@@ -62,20 +79,30 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "state": _state,
     "origin": _origin,
     "storage": _storage,
+    "time": _time,
+    "share": _share,
     **{
         kind: _full(kind)
         for kind in ("project", "model", "build", "dataset", "model_version", "training", "deployment")
     },
 }
 
+ON_WHOLES = frozenset({"$exists", "$size", "$elemMatch"})
+"""Operators that compare with no value."""
+
+_TIMES = {"created": Field("create_time", "time"), "modified": Field("update_time", "time")}
 _TASK = {
+    "status.state": Field("status.state", "state"),
+    "task": Field("status", "whole:task.state"),
     "task.state": Field("status.state", "state"),
     "task.progress": Field("status.progress"),
-    "task.start_time": Field("status.start_time"),
-    "task.update_time": Field("status.update_time"),
-    "task.end_time": Field("status.end_time"),
+    "task.start_time": Field("status.start_time", "time"),
+    "task.update_time": Field("status.update_time", "time"),
+    "task.end_time": Field("status.end_time", "time"),
     "task.error": Field("status.error.message"),
     "task.reason": Field("status.reason"),
+    "task.exit_code": Field("status.exit_code"),
+    "task.limits_applied": Field("status.limits_applied"),
 }
 _STORED = {
     "_id": Field("name", "pk"),
@@ -83,7 +110,10 @@ _STORED = {
     "model": Field("name", "first"),
     "model.name": Field("name", "first"),
     "lightweight": Field("storage_class", "storage"),
-    "modified": Field("create_time"),
+    "files": Field("files", "whole:files.name"),
+    "files.name": Field("files.path"),
+    "created": Field("create_time", "time"),
+    "modified": Field("create_time", "time"),
 }
 
 FIELDS: dict[str, dict[str, Field]] = {
@@ -91,10 +121,11 @@ FIELDS: dict[str, dict[str, Field]] = {
         "_id": Field("name", "pk"),
         "name": Field("name", "last"),
         "desc": Field("description"),
+        "model_files": Field("model_files", "whole:model_files.name"),
+        "data_files": Field("data_files", "whole:data_files.name"),
         "model_files.desc": Field("model_files.description"),
         "data_files.desc": Field("data_files.description"),
-        "created": Field("create_time"),
-        "modified": Field("update_time"),
+        **_TIMES,
     },
     "project": {
         "_id": Field("name", "pk"),
@@ -104,8 +135,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "models": Field("models", "model"),
         "git_repo": Field("git_repository"),
         "docker_repo": Field("docker_repository"),
-        "created": Field("create_time"),
-        "modified": Field("update_time"),
+        **_TIMES,
     },
     "build": {
         "_id": Field("name", "pk"),
@@ -114,10 +144,14 @@ FIELDS: dict[str, dict[str, Field]] = {
         "proj": Field("name", "first"),
         "proj.name": Field("name", "first"),
         "docker_id": Field("artifact.id"),
+        "image": Field("artifact.image"),
+        "python_version": Field("artifact.python_version"),
+        "size_bytes": Field("artifact.size_bytes"),
         "git_version": Field("source.git_commit"),
-        "built_at": Field("build_time"),
+        "git_dirty": Field("source.git_dirty"),
+        "built_at": Field("build_time", "time"),
         "built_from": Field("source.origin", "origin"),
-        "modified": Field("update_time"),
+        **_TIMES,
         **_TASK,
     },
     "dataset": _STORED,
@@ -132,6 +166,13 @@ FIELDS: dict[str, dict[str, Field]] = {
         "ds.name": Field("dataset", "tail@"),
         "pretrained": Field("pretrained", "starts:model_version"),
         "pretrained.name": Field("pretrained", "tail@"),
+        "train_snapshot": Field("training_snapshot", "whole:train_snapshot.notebook"),
+        "train_snapshot.bvers": Field("training_snapshot.build", "starts:build"),
+        "train_snapshot.ds": Field("training_snapshot.datasets", "starts:dataset"),
+        "train_snapshot.start_time": Field("training_snapshot.status.start_time", "time"),
+        "train_snapshot.end_time": Field("training_snapshot.status.end_time", "time"),
+        "ds_snapshot": Field("dataset_snapshot", "whole:ds_snapshot.revision"),
+        "ds_snapshot.created": Field("dataset_snapshot.create_time", "time"),
     },
     "training": {
         "_id": Field("name", "pk"),
@@ -144,11 +185,17 @@ FIELDS: dict[str, dict[str, Field]] = {
         "bvers.docker_id": Field("build_snapshot.artifact.id"),
         "ds": Field("datasets", "starts:dataset"),
         "ds.name": Field("datasets", "tail@"),
+        "pretrained": Field("pretrained", "starts:model_version"),
+        "details": Field("details", "whole:details.params"),
+        "env_vars": Field("environment"),
+        "mounts": Field("mounts", "whole:mounts.source"),
+        "resources": Field("resources", "whole:resources.profile"),
+        "target_deploy": Field("target_deployment", "deployment"),
+        "executed_notebook": Field("executed_notebook.digest"),
         "mover": Field("published", "starts:model_version"),
         "movers": Field("published", "starts:model_version"),
         "deploy_update": Field("target_deployment_updated"),
-        "created": Field("create_time"),
-        "modified": Field("update_time"),
+        **_TIMES,
         **_TASK,
     },
     "deployment": {
@@ -163,27 +210,61 @@ FIELDS: dict[str, dict[str, Field]] = {
         "movers": Field("spec.model_versions", "starts:model_version"),
         "movers.name": Field("spec.model_versions", "tail@"),
         "notebook": Field("spec.notebook"),
+        "details": Field("details", "whole:details.params"),
+        "env_vars": Field("spec.environment"),
+        "mounts": Field("spec.mounts", "whole:mounts.source"),
+        "resources": Field("spec.resources", "whole:resources.profile"),
         "host_port": Field("port"),
         "state": Field("status.state", "state"),
-        "availability": Field("status.availability"),
-        "created": Field("create_time"),
-        "modified": Field("update_time"),
+        "status.state": Field("status.state", "state"),
+        "availability": Field("status.availability", "share"),
+        "ready_replicas": Field("status.ready_replicas"),
+        "address": Field("status.address"),
+        "port_error": Field("status.port_error"),
+        "error": Field("status.error.message"),
+        "reason": Field("status.reason"),
+        "serving_revision": Field("status.serving_revision"),
+        "revisions": Field("status.revisions", "whole:revisions.ready"),
+        "revisions.replicas": Field("status.revisions.desired_replicas"),
+        "revisions.ready": Field("status.revisions.ready_replicas"),
+        "revisions.error": Field("status.revisions.error.message"),
+        **_TIMES,
     },
 }
-"""Kind of record to the fields of 1.6 and where they are now."""
+"""Kind of record to the fields that people know, from ``-o json`` and 1.6, and where they are in the contract."""
+
+SUBJECTS = {
+    "model": "model",
+    "project": "proj",
+    "build": "bvers",
+    "dataset": "ds",
+    "model_version": "movers",
+    "training": "train",
+    "deployment": "depl",
+}
+"""Kind of record to the subject of the command that lists it."""
 
 PREFIXES = {
     "model_version": {
         "train.details.params": "training_snapshot.params",
         "train.details": "training_snapshot.details",
         "train.notebook": "training_snapshot.notebook",
+        "train_snapshot": "training_snapshot",
+        "ds_snapshot": "dataset_snapshot",
         "ds.details": "dataset_snapshot.details",
         "pretrained.details": "pretrained_snapshot.details",
     },
-    "training": {"details.params": "params"},
-    "deployment": {"details.params": "spec.params", "movers.details": "spec.model_version_snapshots.details"},
+    "training": {"details.params": "params", "env_vars": "environment"},
+    "deployment": {
+        "details.params": "spec.params",
+        "env_vars": "spec.environment",
+        "mounts": "spec.mounts",
+        "resources": "spec.resources",
+        "revisions": "status.revisions",
+        "movers.details": "spec.model_version_snapshots.details",
+    },
 }
-"""Whole branches of 1.6 that lie elsewhere now; of two that fit, the first counts."""
+"""Whole branches that lie elsewhere in the contract; of two that fit, the first counts."""
 
 SHAPES = {
     "model": "models/{}",
@@ -194,6 +275,23 @@ SHAPES = {
     "training": "projects/{}/trainings/{}",
     "deployment": "projects/{}/deployments/{}",
 }
+
+
+def names_table() -> str:
+    """Returns the table of docs/filters.md: the fields that people know, the lists that have them, the contract's."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind, subject in SUBJECTS.items():
+        for name, field in FIELDS[kind].items():
+            rule, _, inside = field.value.partition(":")
+            note = f", not as a whole: compare what is in it, such as `{inside}`" if rule == "whole" else ""
+            found.setdefault((f"`{name}`", f"`{field.path}`{note}"), []).append(subject)
+        for name, path in PREFIXES.get(kind, {}).items():
+            found.setdefault((f"`{name}.…`", f"`{path}.…`"), []).append(subject)
+    rows = [
+        f"| {name} | {'all' if len(lists) == len(SUBJECTS) else ', '.join(lists)} | {path} |"
+        for (name, path), lists in sorted(found.items())
+    ]
+    return "\n".join(["| field | of | in the contract |", "|---|---|---|", *rows]) + "\n"
 
 
 def combine(kind: str, query: str | None, also: dict[str, Any] | None = None) -> str:
@@ -207,7 +305,8 @@ def combine(kind: str, query: str | None, also: dict[str, Any] | None = None) ->
 
 
 def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
-    """Returns the mesh's error for a path that leads nowhere, with the nearest of 1.6's fields where there is one."""
+    """Returns the mesh's error for a path that leads nowhere, with the nearest field that people know where there is
+    one."""
     path = error.metadata.get("field", "")
     near = difflib.get_close_matches(path, FIELDS[kind], n=1, cutoff=0.7) if path else []
     if error.reason != "BAD_FILTER" or not near:
@@ -247,6 +346,15 @@ def _field(kind: str, path: str, value: Any) -> Test:
         return {path: value}
     if not field.value:
         return {field.path: value}
+    rule, _, inside = field.value.partition(":")
+    if rule == "whole":
+        if isinstance(value, dict) and value and value.keys() <= ON_WHOLES:
+            return {field.path: value}
+        why = f"compares {path!r}, which cannot be filtered as a whole: the command puts it together"
+        raise InvalidArgument(
+            f"filter {why}; filter a field in it, such as {inside!r}",
+            reason="BAD_FILTER", violations=[("filter", why)], field=path,
+        )  # fmt: skip
     if field.value in RULES:
         return {field.path: _each(value, RULES[field.value])}
     return _by_name(kind, field, value)
@@ -296,11 +404,13 @@ def _by_name(kind: str, field: Field, value: Any) -> Test:
 
 
 def _name_is(kind: str, field: Field, value: Any) -> Test:
+    rule, _, of = field.value.partition(":")
+    if isinstance(value, list) and rule == "starts":
+        return {field.path: [RULES[of](each) for each in value]}
     if not isinstance(value, str) or "/" in value:
         return {field.path: value}
     text = re.escape(value)
     shape = SHAPES[kind]
-    rule, _, of = field.value.partition(":")
     if rule == "pk":
         parts = value.split(":")
         wanted = shape.count("{}")

@@ -163,7 +163,10 @@ def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 def listing() -> Callable[[Command], Command]:
     """The options of every ``list``."""
     return stack(
-        click.option("-f", "--filter", "query", type=JSON, help="Query in MongoDB's JSON syntax."),
+        click.option(
+            "-f", "--filter", "query", type=JSON,
+            help="Query in MongoDB's JSON syntax, on the fields that -o json shows; docs/filters.md has the language.",
+        ),
         click.option("-e", "--expand", is_flag=True, help="Show each record's fields."),
         click.option("--limit", type=Number(min=1), help="Show at most this many records."),
         click.option(

@@ -1,15 +1,18 @@
-"""Filters with 1.6's field paths become filters in the contract's."""
+"""Filters with the fields that people know become filters in the contract's."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 
-from noronha.cli import filters
+from noronha.cli import documents, filters, output
+from noronha.metadata import documents as seen
 from noronha.metadata import kinds
-from noronha.metadata.filters import parse
+from noronha.metadata.filters import matcher, parse
 from noronha.rpc.errors import InvalidArgument
 
 
@@ -59,7 +62,7 @@ def test_every_path_of_the_table_leads_somewhere() -> None:
     for kind, fields in filters.FIELDS.items():
         places = [field.path for field in fields.values()] + list(filters.PREFIXES.get(kind, {}).values())
         for path in places:
-            parse(json.dumps({path: "x"}), kinds.MESSAGES[kind])
+            parse(json.dumps({path: {"$exists": True}}), kinds.MESSAGES[kind])
 
 
 @pytest.mark.parametrize(
@@ -90,3 +93,95 @@ def test_conditions_of_options_are_joined_to_the_users() -> None:
 def test_an_operator_that_names_do_not_take_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"\$gt"):
         filters.rewrite("model_version", {"name": {"$gt": "a"}})
+
+
+WHEN = {"create_time": "2026-11-23T07:17:00.250Z", "update_time": "2026-11-23T08:00:00Z"}
+STATUS = {
+    "state": "SUCCEEDED", "progress": 0.5, "start_time": "2026-11-23T07:17:01Z", "update_time": "2026-11-23T07:18:00.5Z",
+    "end_time": "2026-11-23T07:19:00Z", "error": {"message": "it broke"}, "reason": "BROKE", "exit_code": 3,
+    "limits_applied": True,
+}  # fmt: skip
+RUN = {
+    "environment": {"A": "1"}, "mounts": [{"source": "/a", "target": "/b"}],
+    "resources": {"profile": "big", "limits": {"cpu_milli": 1000, "memory_mb": 64}},
+}  # fmt: skip
+PUBLISHED = {
+    "revision": 2, "stored": True, "compressed": True, "storage_class": "STORAGE_CLASS_LIGHTWEIGHT",
+    "details_json": '{"acc": 0.5}', "size_bytes": 7, "labels": {"team": "blue"}, **WHEN, "update_time": WHEN["create_time"],
+    "files": [{"path": "a.csv", "digest": "sha256:ab", "size_bytes": 7}],
+}  # fmt: skip
+FULL: dict[str, dict[str, Any]] = {
+    "model": {
+        "name": "models/m", "description": "d", "model_files": [{"name": "a"}], "data_files": [{"name": "b"}],
+        "labels": {"team": "blue"}, **WHEN,
+    },
+    "project": {
+        "name": "projects/p", "description": "d", "models": ["models/m"], "home_dir": "/h", "git_repository": "g",
+        "docker_repository": "r", "labels": {"team": "blue"}, **WHEN,
+    },
+    "build": {
+        "name": "projects/p/builds/t", "revision": 2, "source": {"origin": "GIT", "git_commit": "c", "git_dirty": True},
+        "artifact": {"id": "i", "image": "im", "python_version": "3.11", "size_bytes": 7}, "status": STATUS,
+        "build_time": "2026-11-23T07:19:00Z", "notices": ["n"], "labels": {"team": "blue"}, **WHEN,
+    },
+    "dataset": {"name": "models/m/datasets/d", **PUBLISHED},
+    "model_version": {
+        "name": "models/m/versions/v", "training": "projects/p/trainings/t", "dataset": "models/m/datasets/d@1",
+        "training_snapshot": {"name": "projects/p/trainings/t", "notebook": "n", "build": "projects/p/builds/t@1"},
+        "dataset_snapshot": {"name": "models/m/datasets/d", "revision": 1}, "pretrained": "models/m/versions/v@1",
+        **PUBLISHED,
+    },
+    "training": {
+        "name": "projects/p/trainings/t", "build": "projects/p/builds/t@1", "notebook": "n", "status": STATUS,
+        "details_json": '{"acc": 0.5}', "params_json": '{"gamma": 1}', "datasets": ["models/m/datasets/d@1"],
+        "pretrained": ["models/m/versions/v@1"], "published": ["models/m/versions/v@2"], **RUN,
+        "target_deployment": "projects/p/deployments/d", "target_deployment_updated": True,
+        "executed_notebook": {"path": "n.ipynb", "digest": "sha256:ab"}, "warnings": ["w"], "labels": {"team": "blue"}, **WHEN,
+    },
+    "deployment": {
+        "name": "projects/p/deployments/d", "replicas": 2, "port": 8080, "revision": 3, "details_json": '{"a": 1}',
+        "spec": {
+            "build": "projects/p/builds/t@1", "notebook": "n", "params_json": '{"gamma": 1}',
+            "model_versions": ["models/m/versions/v@2"], **RUN,
+        },
+        "status": {
+            "state": "DEGRADED", "ready_replicas": 1, "availability": 0.29, "serving_revision": 2, "reason": "BROKE",
+            "revisions": [{"revision": 2, "desired_replicas": 2, "ready_replicas": 1}], "error": {"message": "it broke"},
+            "port_error": "taken", "address": "127.0.0.1:8080",
+        },
+        "labels": {"team": "blue"}, **WHEN,
+    },
+}  # fmt: skip
+"""A record of each kind with every field that the command shows."""
+
+
+@pytest.mark.parametrize("kind", documents.COLUMNS)
+def test_everything_that_is_shown_can_be_filtered_or_says_why_not(kind: str) -> None:
+    message = kinds.MESSAGES[kind]
+    record = json_format.ParseDict(FULL[kind], message())
+    shown = json.loads(output.to_json(documents.of(record)))
+    values = {**shown, **{f"task.{key}": value for key, value in shown.get("task", {}).items()}}
+    values |= dict.fromkeys({"created", "modified"} - shown.keys(), "2026-11-23T07:17:00.250Z")
+
+    def takes(test: Any, path: str) -> bool:
+        return matcher(parse(filters.combine(kind, json.dumps({path: test})), message))(seen.of(record))
+
+    wholes = set()
+    for path, value in values.items():
+        assert value not in ("", None, [], {}), f"{path} of {kind} is empty in this test: fill it"
+        assert takes({"$exists": True}, path) and not takes({"$exists": False}, path), path
+        try:
+            taken = takes(value, path)
+        except InvalidArgument as refused:
+            assert f"{path!r}, which cannot be filtered as a whole" in refused.message and isinstance(value, dict | list)
+            takes({"$exists": True}, refused.message.rpartition("such as ")[2].strip("'"))
+            wholes.add(path)
+        else:
+            assert taken, f"{path} of {kind} does not take the value that is shown: {value!r}"
+    assert all(isinstance(value, dict | list) for path, value in values.items() if path in wholes)
+
+
+def test_the_documents_list_every_field() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
+    table = filters.names_table()
+    assert table in text, f"docs/filters.md has another table than this one:\n{table}"

@@ -305,18 +305,30 @@ def combine(kind: str, query: str | None, also: dict[str, Any] | None = None) ->
 
 
 def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
-    """Returns the mesh's error for a path that leads nowhere, with the nearest field that people know where there is
-    one."""
+    """Returns the mesh's error in the words of the command: for a path that leads nowhere with the nearest field that
+    people know, for a word that an enumeration does not have with those that are shown."""
     path = error.metadata.get("field", "")
     near = difflib.get_close_matches(path, FIELDS[kind], n=1, cutoff=0.7) if path else []
-    if error.reason != "BAD_FILTER" or not near:
+    known = error.metadata.get("values", "")
+    if error.reason != "BAD_FILTER" or not (known or near):
         return error
+    if known:
+        line = error.message.replace(known, ", ".join(_shown(kind, each) for each in known.split(", ")))
+    else:
+        line = f"filter has the field {path!r}, which is not there; did you mean {near[0]!r}?"
     return InvalidArgument(
-        f"filter has the field {path!r}, which is not there; did you mean {near[0]!r}?",
+        line,
         reason=error.reason,
         violations=error.violations,
         **error.metadata,
     )
+
+
+def _shown(kind: str, value: str) -> str:
+    """Returns the word that the command shows for a value of an enumeration."""
+    from noronha.client.words import ORIGINS, STATES
+
+    return {**STATES, **ORIGINS}.get(value, value) if kind in ("build", "training") else value
 
 
 def rewrite(kind: str, query: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from noronha.rpc.errors import InvalidArgument
         ("build", {"built_from": "pre-built"}, {"source.origin": "PRE_BUILT"}),
         ("training", {"task.state": "finished"}, {"status.state": "SUCCEEDED"}),
         ("training", {"task.state": {"$in": ["waiting", "RUNNING"]}}, {"status.state": {"$in": ["PENDING", "RUNNING"]}}),
+        ("training", {"status.state": "WAITING"}, {"status.state": "PENDING"}),
+        ("build", {"status.state": {"$ne": "finished"}}, {"status.state": {"$ne": "SUCCEEDED"}}),
         ("training", {"details.params.gamma": {"$gt": 0.1}}, {"params.gamma": {"$gt": 0.1}}),
         ("training", {"bvers.tag": "v1.0"}, {"build": {"$regex": r"/v1\.0@[0-9]+$"}}),
         ("model_version", {"_id": "iris:v1"}, {"name": "models/iris/versions/v1"}),
@@ -185,3 +187,19 @@ def test_the_documents_list_every_field() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
     table = filters.names_table()
     assert table in text, f"docs/filters.md has another table than this one:\n{table}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "known"),
+    [
+        ("training", {"status.state": "BANANA"}, "known: WAITING, RUNNING, FINISHED, FAILED, CANCELLED;"),
+        ("build", {"built_from": "banana"}, "known: local, git, pre-built;"),
+        ("deployment", {"state": "banana"}, "known: PENDING, PROGRESSING, READY, DEGRADED, FAILED, STOPPED;"),
+    ],
+)
+def test_a_word_that_is_never_shown_is_refused_with_those_that_are(kind: str, query: dict[str, Any], known: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse(filters.combine(kind, json.dumps(query)), kinds.MESSAGES[kind])
+    error = filters.with_hint(kind, caught.value)
+    assert known in error.message and error.reason == "BAD_FILTER"
+    assert error.violations == caught.value.violations and error.metadata == caught.value.metadata

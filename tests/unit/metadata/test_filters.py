@@ -203,6 +203,35 @@ def test_paths_that_may_lead_somewhere_are_taken() -> None:
         parse('{"nonsense": 1}', TRAINING, VERSION)
 
 
+@pytest.mark.parametrize(
+    ("test", "value"),
+    [
+        ("BANANA", "BANANA"), ({"$eq": "running"}, "running"), ({"$ne": "FINISHED"}, "FINISHED"),
+        ({"$in": ["RUNNING", "BANANA"]}, "BANANA"), ({"$nin": ["BANANA"]}, "BANANA"), ({"$all": ["BANANA"]}, "BANANA"),
+        ({"$not": {"$eq": "BANANA"}}, "BANANA"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_word_that_an_enumeration_does_not_have_is_refused_with_those_it_has(test: Any, value: str) -> None:
+    for query in ({"status.state": test}, {"$or": [{"name": "x"}, {"build_snapshot.status.state": test}]}):
+        with pytest.raises(InvalidArgument, match="known: PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED;") as caught:
+            parse(json.dumps(query), TRAINING)
+        assert caught.value.reason == "BAD_FILTER" and f"with {value!r}" in caught.value.message
+    with pytest.raises(InvalidArgument, match="BANANA"):
+        parse('{"training_snapshot": {"$elemMatch": {"status.state": "BANANA"}}}', VERSION)
+
+
+def test_what_an_enumeration_may_be_is_taken() -> None:
+    for test in ("RUNNING", "STATE_UNSPECIFIED", 7, None, {"$in": [None, 9, "FAILED"]}, {"$regex": "ING$"}, {"$gt": "BANANA"},
+                 {"$exists": True}):  # fmt: skip
+        parse(json.dumps({"status.state": test}), TRAINING)
+    deployment = kinds.MESSAGES["deployment"]
+    for state in ("READY", "SUCCEEDED"):
+        parse(json.dumps({"status.state": state}), TRAINING, deployment)
+    with pytest.raises(InvalidArgument, match=r"SUCCEEDED, .*READY"):
+        parse('{"status.state": "BANANA"}', TRAINING, deployment)
+    parse('{"details.state": "BANANA", "labels.state": "BANANA"}', TRAINING)
+
+
 keys = st.sampled_from(["a", "b", "c", "0", "1", "é", "x y", 'q"t', "a-b"])
 texts = st.one_of(
     st.sampled_from(["", "a", "b", "ab", "a\0", "a\0b", "B", "é", "zz", "\U0001f600", "\uffff", "10", "\\u0000"]),

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -109,9 +109,13 @@ class Misled(Exception):
         """Fields that are there; none where what is there has no fields."""
 
 
-def check_path(kind: type[Message], path: Sequence[str]) -> None:
-    """Raises Misled unless documents of a kind can hold something at a path. Users' own objects can hold anything."""
+def follow(kind: type[Message], path: Sequence[str]) -> EnumDescriptor | None:
+    """Follows a path through documents of a kind; returns the enumeration that it leads to, None for anything else.
+
+    Raises Misled where no document can hold anything at it. Users' own objects can hold anything.
+    """
     inside: Any = kind.DESCRIPTOR
+    enumeration: EnumDescriptor | None = None
     in_array = False
     for at, part in enumerate(path):
         if in_array and part.isascii() and part.isdigit():
@@ -122,9 +126,12 @@ def check_path(kind: type[Message], path: Sequence[str]) -> None:
             raise Misled(tuple(path[:at]), tuple(plan))
         field, how, convert = plan[part]
         if how in ("map", "json"):
-            return
-        inside = inside.fields_by_name[field].message_type if convert is of else None
+            return None
+        found = inside.fields_by_name[field]
+        enumeration = found.enum_type
+        inside = found.message_type if convert is of else None
         in_array = how == "repeated"
+    return enumeration
 
 
 def of(message: Message) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from noronha.metadata import documents
@@ -131,45 +132,70 @@ def bad_filter(why: str, **metadata: object) -> InvalidArgument:
 def parse(text: str, *kinds: type[Message]) -> Node:
     """Returns the tree of a filter; '' takes all. Raises InvalidArgument ``BAD_FILTER``, naming what is not taken.
 
-    ``kinds`` are the messages that are filtered: a path that leads nowhere in any of them is refused, since it would
-    take nothing without a word. Without them any path is taken.
+    ``kinds`` are the messages that are filtered: a path that leads nowhere in any of them is refused, and so is a word
+    that no enumeration at its path has, since they would take nothing without a word. Without them any path is taken.
     """
     if not text:
         return EVERYTHING
     query = json_text.read(text, "filter", reason="BAD_FILTER", max_bytes=MAX_BYTES, max_levels=MAX_LEVELS)
     tree = _Reader().query(query)
     if kinds:
-        for path in _paths_of(tree):
-            _check_path(path, kinds)
+        for path, values in _looks_of(tree):
+            _check_values(path, values, _followed(path, kinds))
     return tree
 
 
-def _paths_of(node: Node) -> Iterator[Path]:
-    """Yields every path that a tree looks at, each from the outermost object on."""
+def _looks_of(node: Node) -> Iterator[tuple[Path, tuple[Any, ...]]]:
+    """Yields every path that a tree looks at, each from the outermost object on, with the values it is to equal."""
     if isinstance(node, (And, Or)):
         for each in node.nodes:
-            yield from _paths_of(each)
+            yield from _looks_of(each)
     elif isinstance(node, Not):
-        yield from _paths_of(node.node)
+        yield from _looks_of(node.node)
     elif isinstance(node, Element):
-        yield node.path
-        for inner in _paths_of(node.node):
-            yield node.path + inner
+        yield node.path, ()
+        for inner, values in _looks_of(node.node):
+            yield node.path + inner, values
+    elif isinstance(node, Equal):
+        yield node.path, (node.value,)
     else:
-        yield node.path
+        yield node.path, node.values if isinstance(node, In) else ()
 
 
-def _check_path(path: Path, kinds: Sequence[type[Message]]) -> None:
-    """Raises InvalidArgument ``BAD_FILTER``, naming the nearest field, when a path leads nowhere in all these kinds."""
+def _check_values(path: Path, values: tuple[Any, ...], enumerations: list[EnumDescriptor | None]) -> None:
+    """Raises InvalidArgument ``BAD_FILTER``, naming those that there are, for a word that no enumeration has.
+
+    Numbers and ``null`` are taken: what a later release added is told by its number.
+    """
+    known: dict[str, None] = {}
+    for each in enumerations:
+        if each is None:
+            return
+        known |= dict.fromkeys(value.name for value in each.values)
+    for value in values:
+        if isinstance(value, str) and value not in known:
+            words = ", ".join(name for name in known if not name.endswith("_UNSPECIFIED"))
+            shown = ".".join(path)[:64]
+            raise bad_filter(
+                f"compares {shown!r} with {value[:64]!r}, which it never is; known: {words}", field=shown, values=words
+            )
+
+
+def _followed(path: Path, kinds: Sequence[type[Message]]) -> list[EnumDescriptor | None]:
+    """Returns the enumerations that a path leads to, None for anything else, one for each kind that can follow it.
+
+    Raises InvalidArgument ``BAD_FILTER``, naming the nearest field, when a path leads nowhere in all these kinds.
+    """
     misled: documents.Misled | None = None
+    found: list[EnumDescriptor | None] = []
     for kind in kinds:
         try:
-            documents.check_path(kind, path)
+            found.append(documents.follow(kind, path))
         except documents.Misled as error:
             if misled is None or len(error.followed) > len(misled.followed):
                 misled = error
-        else:
-            return
+    if found:
+        return found
     assert misled is not None
     shown, followed = ".".join(path)[:64], ".".join(misled.followed)
     place = followed or " or ".join(sorted(kind.DESCRIPTOR.name for kind in kinds))

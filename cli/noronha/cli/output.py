@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -185,10 +185,14 @@ class Voice:
     def __init__(self, level: str = "INFO") -> None:
         self.level = self.LEVELS.get(level.upper(), 20)
         self._warned: set[str] = set()
+        self.before: Callable[[], None] | None = None
+        """Called before each line, to take away what stands on the terminal's last one."""
 
     def _say(self, level: int, line: str, colour: str | None, prefix: str = "") -> None:
         if level < self.level:
             return
+        if self.before is not None:
+            self.before()
         if prefix:
             prefix = click.style(prefix, fg=colour) if colour else prefix
         click.echo(prefix + line, err=True)

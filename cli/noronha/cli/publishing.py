@@ -55,9 +55,14 @@ def progress(target: Target) -> Iterator[Callable[[str, int, int], None] | None]
         sys.stderr.write(f"\r\x1b[K{WORDS.get(step, step)} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
         sys.stderr.flush()
 
-    try:
-        yield show
-    finally:
+    def wipe() -> None:
         if shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+    target.voice.before = wipe
+    try:
+        yield show
+    finally:
+        target.voice.before = None
+        wipe()

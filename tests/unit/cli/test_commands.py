@@ -17,7 +17,8 @@ import grpc
 import pytest
 import yaml
 
-from noronha.cli import background, documents, failures, main, output, reference
+from noronha.cli import background, documents, failures, main, output, publishing, reference
+from noronha.cli.target import Target
 from noronha.v1 import mesh_pb2, mesh_pb2_grpc, metadata_pb2_grpc, project_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -338,6 +339,21 @@ def test_every_exit_code_is_explained_and_every_explanation_is_of_one(tmp_path: 
     shown = " ".join(nha("--help", home=tmp_path).stdout.split())
     for code, meaning in failures.MEANINGS.items():
         assert f"{code} {meaning}" in shown, "nha --help explains them too"
+
+
+def test_what_is_said_during_a_transfer_does_not_run_into_its_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    target = Target()
+    target.voice = output.Voice()
+    with publishing.progress(target) as show:
+        assert show is not None
+        show("send", 3_000_000, 3_000_000)
+        target.voice.info("Store does not answer")
+    target.voice.info("done")
+    wiped = "\r\x1b[K"
+    assert capsys.readouterr().err == f"{wiped}Uploading 3 of 3 MB{wiped}Store does not answer\n{wiped}done\n"
 
 
 def test_a_table_has_few_columns_and_each_is_a_field_of_its_document() -> None:

@@ -227,6 +227,7 @@ def test_publishing_waits_for_a_mesh_that_is_away(mesh, start):
     mesh.come()
     assert finished(process) == 0
     assert mesh.published == ["models/iris-clf/versions/experiment-v1@1"]
+    assert mesh.log.count(b"does not answer; trying again for 5 minutes") == 1, "the notebook's log says why it stood"
 
 
 def test_a_task_that_the_mesh_has_given_up_ends_by_itself(mesh, start):

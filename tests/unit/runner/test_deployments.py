@@ -190,7 +190,24 @@ def test_a_replica_that_crashes_is_replaced(mesh: TestMesh) -> None:
     failed = next(each for each in mesh.replicas(NAME) if each.state == Replica.FAILED)
     assert failed.name in before
     assert "SIGKILL" in failed.error.message
+    restarts = {each.name: each.restarts for each in mesh.replicas(NAME)}
+    assert sorted(restarts.values()) == [0, 0, 1] and {restarts[name] for name in before} == {0}
     until(lambda: predict(mesh) == (200, "one"), "predictions pass")
+
+
+def test_a_crash_loop_shows_in_how_often_it_was_restarted(mesh: TestMesh) -> None:
+    mesh.deploy(notebook("raise ValueError('broken')"))
+    until(lambda: 2 in [each.restarts for each in mesh.replicas(NAME)], "it is tried a third time")
+    made = sorted(mesh.replicas(NAME), key=lambda each: each.create_time.ToNanoseconds())
+    assert [each.restarts for each in made] == list(range(len(made)))
+    assert mesh.stands(NAME, "FAILED").status.reason == "CELL_RAISED"
+    spec = deployment_pb2.DeploymentSpec(build=mesh.build(predict=predicting("one")))
+    update(mesh, "spec", spec=spec)
+    mesh.stands(NAME, "READY", 2)
+    update(mesh, "replicas", replicas=2)
+    mesh.stands(NAME, "READY", 3)
+    serving = [each for each in mesh.replicas(NAME) if each.state == Replica.READY]
+    assert [(each.revision, each.restarts) for each in serving] == [(2, 0), (2, 0)]
 
 
 def test_scaling_up_down_and_to_nothing(mesh: TestMesh) -> None:
@@ -284,6 +301,7 @@ def test_an_unhealthy_replica_is_restarted_when_asked_for(mesh: TestMesh) -> Non
     assert "health checks" in failed.error.message
     mesh.stands(NAME, "READY")
     until(lambda: predict(mesh) == (200, "one"), "predictions pass")
+    assert [each.restarts for each in mesh.replicas(NAME) if each.state == Replica.READY] == [1]
 
 
 def test_logs_of_replicas(mesh: TestMesh) -> None:

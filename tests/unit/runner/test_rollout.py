@@ -13,7 +13,7 @@ from noronha.v1 import deployment_pb2
 from noronha.v1.replica_pb2 import Replica
 
 State = deployment_pb2.DeploymentStatus
-S, R, D = Replica.STARTING, Replica.READY, Replica.DRAINING
+S, R, D, F = Replica.STARTING, Replica.READY, Replica.DRAINING, Replica.FAILED
 
 
 def deployment(revision: int = 1, replicas: int | None = 1, serving: int = 0) -> deployment_pb2.Deployment:
@@ -88,6 +88,28 @@ def test_revisions_that_share_traffic_keep_their_replicas() -> None:
     plan = rollout.plan(deployment(3, 1, 3), replicas((3, R), (2, R), (1, R)), {1}, {}, 0.0)
     assert numbers(plan.drain) == [1]
     assert rollout.plan(deployment(3, 1, 3), replicas((3, R)), {1}, {}, 0.0).start == {1: 1}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "failed", "left"),
+    [
+        ({1: 1}, [], [(1, F)], [0]),
+        # As many as are missing, the latest; nobody's place is taken when more are wanted.
+        ({1: 2}, [(1, R)], [(1, F), (1, F)], [1]),
+        ({1: 3}, [], [(1, F), (1, F)], [0, 1]),
+        ({1: 1}, [(1, S)], [(1, F)], []),
+        ({1: 1}, [(1, D)], [(1, F)], [0]),
+        # Fewer are wanted, or none, or another revision.
+        ({1: 1}, [(1, R)], [(1, F), (1, F)], []),
+        ({1: 0}, [], [(1, F)], []),
+        ({2: 1}, [], [(1, F)], []),
+        ({2: 1, 1: 1}, [], [(1, F), (2, F), (1, F)], [1, 2]),
+    ],
+)
+def test_a_place_is_taken_once(
+    wanted: Mapping[int, int], given: list[tuple[int, int]], failed: list[tuple[int, int]], left: list[int]
+) -> None:
+    assert numbers(rollout.vacated(wanted, replicas(*given), replicas(*failed))) == left
 
 
 def test_after_a_failure_one_is_tried_when_its_time_has_come() -> None:

@@ -233,6 +233,8 @@ def test_a_deployment_that_fails_is_told_so_while_the_mesh_comes_back(own: TestM
 
     until(failed_again, "it is tried again and fails again")
     assert {(each.state, each.reason) for each in seen} == {(deployment_pb2.DeploymentStatus.FAILED, "CELL_RAISED")}
+    made = sorted(own.replicas(NAME), key=lambda each: each.create_time.ToNanoseconds())
+    assert [each.restarts for each in made] == list(range(made[0].restarts, made[0].restarts + len(made)))
 
 
 def test_revisions_that_share_traffic_are_found_again(own: TestMesh) -> None:
@@ -268,6 +270,7 @@ def test_a_replica_that_dies_while_the_mesh_is_down_is_replaced(own: TestMesh) -
     until(lambda: (1, "FAILED") in states(own) and (1, "READY") in states(own), "another one serves")
     own.stands(NAME, "READY")
     until(lambda: predict(own) == (200, "one"), "predictions pass")
+    assert [each.restarts for each in own.replicas(NAME) if each.state == Replica.READY] == [1]
 
 
 @pytest.mark.parametrize("seed", _seeds(31, soak=range(32, 42)))

@@ -85,7 +85,9 @@ class Replica(google.protobuf.message.Message):
     workload: builtins.str
     """Handle of the workload on the platform, for operators."""
     restarts: builtins.int
-    """Times it was restarted in place."""
+    """How often the replicas in whose place it stands FAILED before it: one more than of the FAILED replica that it was
+    started for, 0 when it was started for none, as with a new revision or when more replicas are wanted.
+    """
     limits_applied: builtins.bool
     """Whether the resource limits that were asked for are enforced where it runs. Absent where none were asked for."""
     etag: builtins.str

@@ -20,7 +20,6 @@ from noronha.v1 import (
     deployment_pb2,
     metadata_pb2,
     records_pb2,
-    replica_pb2,
     resource_pb2,
     runner_pb2,
     traffic_pb2,
@@ -380,10 +379,7 @@ class Deployments:
             # Asked, not waited for: without it the revisions that traffic names would be drained.
             await self._learn_traffic(f"{deployment.name}/traffic")
         controller.shared = self._traffic.get(key, frozenset())
-        for replica in await controller.recorded():
-            if replica.state not in (replica_pb2.Replica.STOPPED, replica_pb2.Replica.FAILED):
-                await controller.adopt(replica)
-        controller.recall()
+        await controller.resume()
         self._controllers[key] = controller
         log.info("%s is found again with %d replicas", deployment.name, len(controller.serving))
         self._owner.spawn(controller.keep(), f"deployment {deployment.name}")

@@ -92,6 +92,8 @@ class Controller:
         """Held while the deployment's record is read and written."""
         self._specs: dict[int, deployment_pb2.DeploymentSpec] = {}
         self._failures: dict[int, Failures] = {}
+        self._vacated: list[Replica] = []
+        """Replicas that failed and whose places nobody took yet, in the order in which they failed."""
         self._wake = asyncio.Event()
         self._stepping = asyncio.Lock()
         """Held while replicas may be started."""
@@ -114,7 +116,17 @@ class Controller:
             self.deployment.status.CopyFrom(status)
             self.wake()
 
-    def recall(self) -> None:
+    async def resume(self) -> None:
+        """Goes on from what is on record: looks after replicas that have not ended, and replaces those that failed."""
+        recorded = await self.recorded()
+        failed = [each for each in recorded if each.state == Replica.FAILED]
+        self._vacated = sorted(failed, key=lambda each: each.update_time.ToNanoseconds())
+        for each in recorded:
+            if each.state not in (Replica.STOPPED, Replica.FAILED):
+                await self._adopt(each)
+        self._recall()
+
+    def _recall(self) -> None:
         """Goes on from the recorded status: what it says still holds, until something else is found.
 
         A mesh that comes back would otherwise tell a deployment that served all the while to be on its way, and forget
@@ -180,8 +192,12 @@ class Controller:
             deployment.status.serving_revision = deployment.revision
             await self._write_status()
         plan = rollout.plan(deployment, self.replicas(), self.shared, self._failures, time.monotonic())
+        wanted = rollout.targets(deployment, self.replicas(), self.shared)
+        self._vacated = rollout.vacated(wanted, self.replicas(), self._vacated)
         for revision, number in plan.start.items():
-            await asyncio.gather(*(self._start(revision) for _ in range(number)))
+            places = [each for each in self._vacated if each.revision == revision][:number]
+            new = [None] * (number - len(places))
+            await asyncio.gather(*(self._start(revision, place) for place in [*places, *new]))
         for replica in plan.stop:
             self._stop(self.serving[names.parse(replica.name).ids[-1]])
         for replica in plan.drain:
@@ -235,10 +251,11 @@ class Controller:
             spec = self._specs[revision] = found.spec
         return spec
 
-    async def _start(self, revision: int) -> None:
+    async def _start(self, revision: int, failed: Replica | None) -> None:
+        """Starts another replica, in the place of one that failed or of none."""
         spec = await self._spec(revision)
         project, deployment = names.parse(self.name).ids
-        replica = Replica(revision=revision, state=Replica.STARTING)
+        replica = Replica(revision=revision, state=Replica.STARTING, restarts=failed.restarts + 1 if failed else 0)
         while True:
             id = f"r{revision}-{secrets.token_hex(3)}"
             replica.name = names.join("replica", project, deployment, id)
@@ -249,6 +266,8 @@ class Controller:
                 break
             except AlreadyExists:
                 continue
+        if failed is not None:
+            self._vacated.remove(failed)
         await self._begin(record.resource.replica, spec)
 
     async def _begin(self, replica: Replica, spec: deployment_pb2.DeploymentSpec) -> None:
@@ -280,7 +299,7 @@ class Controller:
         self._tell()
         return each
 
-    async def adopt(self, replica: Replica) -> None:
+    async def _adopt(self, replica: Replica) -> None:
         """Takes on a replica that is recorded as not ended."""
         if names.parse(replica.name).ids[-1] in self.serving:
             return
@@ -374,6 +393,7 @@ class Controller:
             failures.add(sessions.reason_of(error) or "TASK_ERROR", error, time.monotonic(), each.served)
             log.info("%s failed: %s", each.name, error.message)
             each.replica.error.CopyFrom(error)
+            self._vacated.append(each.replica)
         state = Replica.STOPPED if error is None else Replica.FAILED
         with contextlib.suppress(NotFound):
             await self._owner.persist(lambda: self._change(each, state))

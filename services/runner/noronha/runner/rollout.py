@@ -103,6 +103,25 @@ def targets(
     return wanted
 
 
+def vacated(
+    wanted: Mapping[int, int],
+    replicas: Collection[replica_pb2.Replica],
+    failed: Sequence[replica_pb2.Replica],
+) -> list[replica_pb2.Replica]:
+    """Returns those of the failed replicas whose places are still to be taken.
+
+    ``wanted`` is how many replicas of each revision there should be, ``failed`` those that failed, in that order. Of a
+    revision the latest are returned, as many as it misses: a place that was taken, or that is not wanted any more, is
+    forgotten, so that who comes with a new revision or by scaling takes nobody's.
+    """
+    found: list[replica_pb2.Replica] = []
+    for revision, count in wanted.items():
+        missing = count - sum(each.revision == revision and each.state in LIVE for each in replicas)
+        places = [each for each in failed if each.revision == revision]
+        found += places[max(0, len(places) - max(0, missing)) :]
+    return found
+
+
 def plan(
     deployment: deployment_pb2.Deployment,
     replicas: Collection[replica_pb2.Replica],

@@ -281,6 +281,13 @@ def test_a_training_has_its_version_taken_up(mesh: TestMesh) -> None:
     assert ended.status.state == task_status_pb2.TaskStatus.SUCCEEDED
     assert ended.HasField("target_deployment_updated") and not ended.target_deployment_updated
     assert any("unknown" in each for each in ended.warnings)
+    mesh.deploy(predicting("one"), "plain")
+    mesh.stands("projects/p/deployments/plain", "READY")
+    (plain,) = (each.name.rpartition("/")[2] for each in mesh.replicas("projects/p/deployments/plain"))
+    ended = mesh.ended(mesh.train(publishing, target_deployment="projects/p/deployments/plain").name)
+    assert list(ended.warnings) == [
+        f"projects/p/deployments/plain did not take v up everywhere: {plain}: no such path; there are /health, /predict"
+    ]
 
 
 def test_an_unhealthy_replica_is_restarted_when_asked_for(mesh: TestMesh) -> None:

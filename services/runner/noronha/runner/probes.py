@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import NamedTuple
 from urllib.parse import quote
 
 _MOST = 64 << 10
+_LONGEST = 200
 
 
 class Answer(NamedTuple):
@@ -15,6 +17,20 @@ class Answer(NamedTuple):
 
     status: int
     said: str
+
+    @property
+    def problem(self) -> str:
+        """What went wrong, in one line of at most 200 characters: the message, where a model server told an error."""
+        told: object = self.said
+        with contextlib.suppress(ValueError, RecursionError):
+            told = json.loads(self.said)
+        if isinstance(told, dict):
+            told = told.get("err", self.said)
+        if isinstance(told, dict):
+            told = told.get("Message") or told.get("Error") or self.said
+        line = " ".join((told if isinstance(told, str) else self.said).split())
+        line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+        return line or (f"it answered {self.status}" if self.status else "no answer")
 
 
 async def call(method: str, host: str, port: int, path: str, timeout: float) -> Answer:
@@ -35,9 +51,14 @@ async def _call(method: str, host: str, port: int, path: str) -> Answer:
         writer.write(head.encode())
         await writer.drain()
         status = int((await reader.readline()).split(b" ")[1])
-        while (await reader.readline()).strip():
-            pass
-        said = await reader.read(2000)
+        length = _MOST
+        while line := (await reader.readline()).strip():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = min(int(value), _MOST)
+        said = b""
+        while len(said) < length and (piece := await reader.read(length - len(said))):
+            said += piece
         return Answer(status, said.decode("utf-8", "replace").strip())
     except IndexError:
         return Answer(0, "answered something that is not HTTP")

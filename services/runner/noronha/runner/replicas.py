@@ -561,7 +561,7 @@ class Controller:
             *(probes.update(each.replica.host, each.replica.port, version, UPDATE_TIMEOUT) for each in serving)
         )
         wrong = [
-            f"{names.parse(each.name).ids[-1]}: {answer.said[:200] or 'no answer'}"
+            f"{names.parse(each.name).ids[-1]}: {answer.problem}"
             for each, answer in zip(serving, answers, strict=True)
             if answer.status != 200
         ]

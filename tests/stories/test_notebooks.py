@@ -90,7 +90,10 @@ def trainer(user: Any, make_project: Any) -> Iterator[Any]:
     ))  # fmt: skip
     rewrite("specless", "prints", lambda content: content["metadata"].clear())
     rewrite("foreign", "prints", lambda content: content["metadata"].update(
-        kernelspec={"name": "nobody-has-it", "display_name": "R", "language": "R"}
+        kernelspec={"name": "nobody-has-it", "display_name": "Ana's", "language": "Python"}
+    ))  # fmt: skip
+    rewrite("foreign-r", "prints", lambda content: content["metadata"].update(
+        kernelspec={"name": "ir", "display_name": "R", "language": "R"}
     ))  # fmt: skip
     old = [
         {"cell_type": "code", "input": source, "language": "python", "outputs": [], "collapsed": False, "metadata": {}}
@@ -145,6 +148,7 @@ def _executed(trainer: Any, name: str) -> str:
         ("crashes", "{}", "KERNEL_DIED", "The kernel was killed by SIGSEGV while cell 2 ran."),
         ("asks", "{}", "CELL_RAISED", "input() has nobody to ask here"),
         ("broken", '{"a": 2}', "NOTEBOOK_INVALID", "broken.ipynb is not a notebook"),
+        ("foreign-r", "{}", "NOTEBOOK_LANGUAGE", "foreign-r.ipynb is written in R; Noronha runs notebooks in Python."),
     ],
 )
 def test_one_that_fails_says_why(trainer: Any, notebook: str, params: str, reason: str, words: str) -> None:

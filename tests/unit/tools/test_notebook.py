@@ -174,6 +174,43 @@ def test_a_broken_notebook_fails_and_is_kept_as_it_is(tmp_path, content):
     assert (tmp_path / "executed.ipynb").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "kernelspec, language_info, language",
+    [
+        ({"name": "ir", "language": "R"}, {"name": "R"}, "R"),
+        ({"name": "julia-1.9"}, {"name": "julia"}, "julia"),
+        ({"name": "python3", "language": "julia"}, {"name": "python"}, "julia"),
+        ({"name": "scala", "language": "Scala\n 2"}, None, "Scala 2"),
+    ],
+)
+def test_a_notebook_in_another_language_is_refused(make_notebook, tmp_path, kernelspec, language_info, language):
+    path = make_notebook("open('ran', 'w')", kernelspec=kernelspec, language_info=language_info)
+    result = execute(path, tmp_path / "executed.ipynb")
+    assert (result.outcome, result.reason) == ("FAILED", "NOTEBOOK_LANGUAGE"), result
+    assert result.message == f"note.ipynb is written in {language}; Noronha runs notebooks in Python."
+    assert not (path.parent / "ran").exists()
+    assert (tmp_path / "executed.ipynb").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "kernelspec, language_info",
+    [
+        (None, None),
+        ({"name": "no-such-kernel"}, None),
+        ({"name": "conda-env-r", "language": "Python"}, {"name": "IPython"}),
+        ({"name": "pyspark", "language": "python"}, {"name": "pyspark"}),
+        ({"language": " "}, {"name": "ipython3"}),
+        ({"language": 3}, {"name": ["R"]}),
+        ("R", []),
+    ],
+)
+def test_the_language_decides_and_not_what_a_kernel_is_called(tmp_path, kernelspec, language_info):
+    path = tmp_path / "note.ipynb"
+    metadata = {"kernelspec": kernelspec, "language_info": language_info}
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "cells": [], "metadata": metadata}))
+    assert notebooks.read(path).cells == []
+
+
 def test_an_old_notebook_format_runs(tmp_path):
     path = tmp_path / "old.ipynb"
     path.write_text(

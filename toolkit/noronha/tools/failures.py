@@ -9,6 +9,7 @@ from __future__ import annotations
 REASONS = {
     "NOTEBOOK_NOT_FOUND": "the project has no such file",
     "NOTEBOOK_INVALID": "the file is not a notebook that can be read",
+    "NOTEBOOK_LANGUAGE": "the notebook is written in another language than Python",
     "PARAMETERS_INVALID": "the parameters cannot be given to the notebook",
     "KERNEL_NOT_STARTED": "the project's environment could not start a kernel",
     "CELL_RAISED": "a cell of the notebook raised an exception",

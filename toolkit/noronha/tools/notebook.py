@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -30,6 +31,8 @@ CANCELLED = "CANCELLED"
 
 MAX_NOTEBOOK_BYTES = 512 << 20
 """Largest notebook that is read."""
+
+_PYTHON = re.compile(r"i?python *[0-9.]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def missing(notebook: Path) -> NotebookFailure:
 def read(notebook: Path) -> Any:
     """Reads a notebook of any version as version 4.
 
-    Raises NotebookFailure ``NOTEBOOK_NOT_FOUND`` or ``NOTEBOOK_INVALID``.
+    Raises NotebookFailure ``NOTEBOOK_NOT_FOUND``, ``NOTEBOOK_INVALID`` or ``NOTEBOOK_LANGUAGE``.
     """
     import nbformat
 
@@ -243,8 +246,27 @@ def read(notebook: Path) -> Any:
     except Exception as error:  # whatever a broken file makes nbformat stumble over
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise NotebookFailure("NOTEBOOK_INVALID", f"{notebook.name} is not a notebook: {words}.") from None
+    if (language := language_of(document.metadata)) and not _PYTHON.fullmatch(language):
+        raise NotebookFailure(
+            "NOTEBOOK_LANGUAGE",
+            f"{notebook.name} is written in {' '.join(language.split())[:40]}; Noronha runs notebooks in Python.",
+        )
     document.metadata.setdefault("papermill", nbformat.NotebookNode())
     return document
+
+
+def language_of(metadata: Mapping[str, Any]) -> str:
+    """Returns the language that a notebook says it is written in, '' when it does not say.
+
+    The kernel that its author chose decides, before what the last kernel said of itself. The kernel's name says
+    nothing: it is whatever the author's machine calls it.
+    """
+    for part, key in (("kernelspec", "language"), ("language_info", "name")):
+        told = metadata.get(part)
+        language = told.get(key) if isinstance(told, Mapping) else None
+        if isinstance(language, str) and language.strip():
+            return language.strip()
+    return ""
 
 
 def _check_cell(number: int, cell: Any) -> None:

@@ -38,6 +38,7 @@ FINAL = (FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauth
 _KINDS: dict[str, type[NoronhaError]] = {
     "NOTEBOOK_NOT_FOUND": NotFound,
     "NOTEBOOK_INVALID": InvalidArgument,
+    "NOTEBOOK_LANGUAGE": InvalidArgument,
     "PARAMETERS_INVALID": InvalidArgument,
     "CANCELLED": Cancelled,
     "KERNEL_DIED": Aborted,

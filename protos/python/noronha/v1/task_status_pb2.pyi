@@ -78,9 +78,10 @@ class TaskStatus(google.protobuf.message.Message):
     """Reason of `error`, upper-case words joined by `_`; for filters and for people. Of builds: `REQUIREMENTS_FAILED`,
     `BAD_REQUIREMENTS`, `DOCKERFILE_FAILED`, `GIT_FAILED`, `GIT_NOT_INSTALLED`, `REFERENCE_NOT_FOUND`, `BAD_REPOSITORY`,
     `NO_SOURCE`, `BUILDER_DIED`. Of notebooks: `CELL_RAISED`, `KERNEL_DIED`, `KERNEL_NOT_STARTED`, `NOTEBOOK_NOT_FOUND`,
-    `NOTEBOOK_INVALID`, `PARAMETERS_INVALID`, `ASSET_UNAVAILABLE`, `TASK_ERROR`. From the platform: `OUT_OF_MEMORY`,
-    `TIMED_OUT`, `TASK_KILLED`, `TASK_LOST`, `TASK_STOPPED`, `TASK_ENDED_SILENTLY`, `NOT_STARTED`, `MOUNT_NOT_POSSIBLE`. Of
-    any: `CANCELLED`, `NO_SPACE`, `CHECKSUM_MISMATCH`. A reader takes one that it does not know for a failure like others.
+    `NOTEBOOK_INVALID`, `NOTEBOOK_LANGUAGE`, `PARAMETERS_INVALID`, `ASSET_UNAVAILABLE`, `TASK_ERROR`. From the platform:
+    `OUT_OF_MEMORY`, `TIMED_OUT`, `TASK_KILLED`, `TASK_LOST`, `TASK_STOPPED`, `TASK_ENDED_SILENTLY`, `NOT_STARTED`,
+    `MOUNT_NOT_POSSIBLE`. Of any: `CANCELLED`, `NO_SPACE`, `CHECKSUM_MISMATCH`. A reader takes one that it does not know
+    for a failure like others.
     """
     exit_code: builtins.int
     """Exit code of the main process, when it ended by itself."""

@@ -15,8 +15,8 @@ LIVE = frozenset({replica_pb2.Replica.STARTING, replica_pb2.Replica.READY})
 
 CERTAIN = frozenset(
     {
-        "NOTEBOOK_NOT_FOUND", "NOTEBOOK_INVALID", "PARAMETERS_INVALID", "CELL_RAISED", "NOT_SERVING", "BUILD_NOT_HERE",
-        "MOUNT_NOT_POSSIBLE", "MOUNT_NOT_READABLE",
+        "NOTEBOOK_NOT_FOUND", "NOTEBOOK_INVALID", "NOTEBOOK_LANGUAGE", "PARAMETERS_INVALID", "CELL_RAISED",
+        "NOT_SERVING", "BUILD_NOT_HERE", "MOUNT_NOT_POSSIBLE", "MOUNT_NOT_READABLE",
     }
 )  # fmt: skip
 """Reasons that the next attempt most likely meets again."""

@@ -19,6 +19,10 @@ from typing import Any
 
 import pytest
 
+from noronha.client import publish
+from noronha.client.connection import Mesh, read_token
+from noronha.rpc.errors import AlreadyExists
+
 NAMES = ["a_b", "-a", "a--b", "a b", "x:y", "../../x", "", "a" * 65, "ａ", "a\n", "a/b"]
 
 
@@ -196,6 +200,50 @@ def test_two_who_publish_one_name_at_once_never_mix(user: Any) -> None:
     for said, code in ended:
         assert code == 0 or (code in (2, 4) and "exist" in said and said.splitlines()[-1].startswith("Error: "))
     assert _fetched(user, "raced", user.cwd / "fetched") == (1, contents[winners[0]])
+
+
+def test_all_who_overwrite_one_name_at_once_get_their_revision(user: Any) -> None:
+    user.nha("model", "new", "-n", "m")
+    for subject in ("movers", "ds"):
+        racers = [
+            subprocess.Popen(
+                user.command("-s", subject, "new", "-m", "m", "-n", "shared", "-d", f'{{"by": {number}}}',
+                             "--skip-upload"),
+                env=user.env, cwd=user.cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(4)
+        ]  # fmt: skip
+        ended = [(each.communicate(timeout=60)[1], each.returncode) for each in racers]
+        assert {code for _, code in ended} == {0}, ended
+        told = [user.json(subject, "info", "-m", "m", "-n", f"shared@{each}") for each in range(1, 5)]
+        assert sorted(each["details"]["by"] for each in told) == [0, 1, 2, 3]
+
+
+def test_what_others_publish_meanwhile_is_asked_about_as_well(user: Any) -> None:
+    """Somebody is faster twice: once while the name is free, once while the question is answered."""
+    user.nha("model", "new", "-n", "m")
+    (user.cwd / "clf.pkl").write_text("ours")
+    address = user.env.get("NHA_MESH__ADDRESS", f"unix:{user.state_dir / 'mesh.sock'}")
+    asked: list[int] = []
+
+    def faster(_: Any = None) -> None:
+        user.nha("movers", "new", "-m", "m", "-n", "v", "--skip-upload")
+
+    def replace(existing: Any) -> bool:
+        asked.append(existing.revision)
+        if existing.revision == 1:
+            faster()
+        return existing.revision < 3
+
+    files = publish.Files(user.cwd / "clf.pkl")
+    with Mesh(address, token=read_token(user.env.get("NHA_MESH__TOKEN_FILE", ""))) as mesh:
+        made = publish.model_version(mesh, "m", "v", files, replace=replace, notice=faster)
+        assert (made.revision, asked) == (3, [1, 2])
+        assert [each.path for each in made.files] == ["clf.pkl"]
+        with pytest.raises(AlreadyExists, match="m:v exists"):
+            publish.model_version(mesh, "m", "v", files, replace=replace)
+    assert user.json("movers", "info", "-m", "m", "-n", "v")["revision"] == 3
 
 
 def test_filters_that_would_find_nothing_by_mistake_are_refused(user: Any) -> None:

@@ -13,13 +13,17 @@ from noronha.client.meter import Progress
 from noronha.client.persistence import persistently
 from noronha.client.references import last_id
 from noronha.rpc import names
-from noronha.rpc.errors import AlreadyExists, NotFound
+from noronha.rpc.errors import Aborted, AlreadyExists, NotFound
 
 if TYPE_CHECKING:
     from noronha.v1 import dataset_pb2, file_pb2, model_version_pb2
 
 Replace = Callable[[Any], bool]
 """Receives the newest revision of a name that is used, and says whether the next one is to follow it."""
+
+
+ATTEMPTS = 10
+"""Times that a publishing is tried while others publish the same name at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def dataset(
     ``model`` and ``dataset_id`` are ids, None for a name that the server draws. On a used name ``replace`` decides;
     without it, or when it says no, AlreadyExists is raised. ``details_json`` is one JSON object as text. Raises
     NotFound for the model; what ``packing.collect_files`` and ``transfer.upload`` raise; as ``Metadata.CreateDataset``;
-    Aborted ``STALE_REVISION`` when somebody else published that name meanwhile.
+    Aborted ``STALE_REVISION``. What others publish under that name meanwhile is asked about in the same way, and the
+    files are sent once; after `ATTEMPTS` the error is raised.
     """
     found: dataset_pb2.Dataset = _new(
         mesh, _DATASET, model, dataset_id, files, {"details_json": details_json}, replace, notice, progress
@@ -154,8 +159,11 @@ def _new(
     from noronha.v1 import metadata_pb2
 
     parent = names.join("model", names.check_id(model, "model"))
-    existing = None
-    if identity is not None:
+
+    def used() -> Any:
+        """Returns the newest revision of the name, which may be replaced; None where the name is free."""
+        if identity is None:
+            return None
         name = names.join(kind.name, model, names.check_id(identity, "name"))
         existing = persistently(mesh, lambda: _find(mesh, kind, name), patience=patience, notice=notice)
         if existing is not None and (replace is None or not replace(existing)):
@@ -163,20 +171,36 @@ def _new(
                 f"{kind.name.replace('_', ' ')} {model}:{identity} exists; choose another name or overwrite it",
                 name=name,
             )
+        return existing
+
+    def publish(existing: Any) -> Any:
+        """Makes the name, or what follows its newest revision; whoever was faster has it refused."""
+        common = {kind.name: record, "request_id": new_request_id(), "upload": upload, "files": held}
+        if existing is None:
+            record.ClearField("name")
+            create = getattr(metadata_pb2, f"{kind.create}Request")(
+                parent=parent, **{f"{kind.name}_id": identity or ""}, **common
+            )
+            return persistently(mesh, lambda: getattr(mesh.metadata, kind.create)(create, timeout=120), notice=notice)
+        record.name = existing.name
+        following = getattr(metadata_pb2, f"{kind.publish}Request")(
+            expected_revision=existing.revision, without_files=files.path is None, **common
+        )
+        following.update_mask.paths.append("*")
+        return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(following, timeout=120), notice=notice)
+
+    existing = used()
     record = _record(kind, files, fields)
     upload, held = _upload(mesh, kind, parent, identity, files, notice, progress, patience)
-    common = {kind.name: record, "request_id": new_request_id(), "upload": upload, "files": held}
-    if existing is None:
-        create = getattr(metadata_pb2, f"{kind.create}Request")(
-            parent=parent, **{f"{kind.name}_id": identity or ""}, **common
-        )
-        return persistently(mesh, lambda: getattr(mesh.metadata, kind.create)(create, timeout=120), notice=notice)
-    record.name = existing.name
-    publish = getattr(metadata_pb2, f"{kind.publish}Request")(
-        expected_revision=existing.revision, without_files=files.path is None, **common
-    )
-    publish.update_mask.paths.append("*")
-    return persistently(mesh, lambda: getattr(mesh.metadata, kind.publish)(publish, timeout=120), notice=notice)
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return publish(existing)
+        except (Aborted, AlreadyExists):
+            # Somebody else published that name at the same moment; ours comes next, if it may.
+            if replace is None:
+                raise
+        existing = used()
+    return publish(existing)
 
 
 def _next(

@@ -329,33 +329,24 @@ class Task:
     ) -> dict[str, Any]:
         """Publishes a version for the notebook and returns its document."""
         from noronha.client import publish
-        from noronha.rpc.errors import Aborted, AlreadyExists
         from noronha.tools import documents
         from noronha.tools.reporting import insist
         from noronha.v1 import tasks_pb2
 
         training = assignment.kind == tasks_pb2.Assignment.TRAINING
-        attempts = 10
-        while True:
-            try:
-                record = publish.model_version(
-                    mesh,
-                    asked["model"],
-                    asked.get("version"),
-                    publish.Files(str(self._own(asked["path"])), lightweight=asked.get("lightweight", False)),
-                    details_json=asked.get("details_json") or "{}",
-                    training=assignment.name if training else None,
-                    dataset=asked.get("dataset"),
-                    pretrained=asked.get("pretrained"),
-                    replace=lambda _: True,
-                    notice=lambda line: live.add(f"{line}\n"),
-                    patience=PATIENCE,
-                )
-                break
-            except (Aborted, AlreadyExists):  # somebody else published that name at the same moment; ours comes next
-                attempts -= 1
-                if not attempts:
-                    raise
+        record = publish.model_version(
+            mesh,
+            asked["model"],
+            asked.get("version"),
+            publish.Files(str(self._own(asked["path"])), lightweight=asked.get("lightweight", False)),
+            details_json=asked.get("details_json") or "{}",
+            training=assignment.name if training else None,
+            dataset=asked.get("dataset"),
+            pretrained=asked.get("pretrained"),
+            replace=lambda _: True,
+            notice=lambda line: live.add(f"{line}\n"),
+            patience=PATIENCE,
+        )
         if training:
             request = tasks_pb2.ReportPublishedRequest(model_version=f"{record.name}@{record.revision}")
             insist(lambda: mesh.tasks.ReportPublished(request, timeout=30), until=self._is_over)

@@ -308,7 +308,9 @@ def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
     """Returns the mesh's error in the words of the command: for a path that leads nowhere with the nearest field that
     people know, for a word that an enumeration does not have with those that are shown."""
     path = error.metadata.get("field", "")
-    near = difflib.get_close_matches(path, FIELDS[kind], n=1, cutoff=0.7) if path else []
+    # A field inside is no misspelling of what it is in.
+    alike = [name for name in FIELDS[kind] if name.count(".") == path.count(".")]
+    near = difflib.get_close_matches(path, alike, n=1, cutoff=0.7) if path else []
     known = error.metadata.get("values", "")
     if error.reason != "BAD_FILTER" or not (known or near):
         return error

@@ -71,7 +71,7 @@ def test_every_path_of_the_table_leads_somewhere() -> None:
     ("kind", "path", "hint"),
     [
         ("build", "tagg", "'tag'?"), ("training", "task.stat", "'task.state'?"), ("deployment", "movers.nme", "'movers.name'?"),
-        ("model", "zzz", "what the mesh said"),
+        ("model", "zzz", "what the mesh said"), ("dataset", "files.pth", "what the mesh said"), ("dataset", "creatd", "'created'?"),
     ],
 )  # fmt: skip
 def test_the_nearest_field_of_old_is_named_too(kind: str, path: str, hint: str) -> None:

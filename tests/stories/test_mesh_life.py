@@ -191,20 +191,31 @@ def test_nothing_is_started_for_help_or_a_typo(newcomer: Any) -> None:
 BACKENDS = {"metadata": "sqlite:", "store": "file:", "builder": "venv:", "runner": "process:", "router": "envoy:"}
 
 
+def _up(user: Any) -> Any:
+    """Starts the mesh and returns its status once every service serves."""
+    user.nha("mesh", "up")
+
+    def serving() -> Any:
+        status = user.json("mesh", "status")
+        return status if all(each["state"] == "SERVING" for each in status["services"]) else None
+
+    return user.eventually("every service serves", serving)
+
+
 def test_every_service_tells_its_backend_and_health_in_either_layout(newcomer: Any, scattered: Any) -> None:
     for user in (newcomer, scattered):
-        status = user.json("mesh", "up")
+        status = _up(user)
         services = {each["name"]: each for each in status["services"]}
         assert list(services) == list(BACKENDS)
         for name, scheme in BACKENDS.items():
-            assert services[name]["state"] == "SERVING" and services[name]["problem"] == "", services
+            assert services[name]["problem"] == "", services
             assert services[name]["backend"].startswith(scheme), services
             assert bool(services[name]["address"]) == (user is scattered and name != "metadata")
         assert status["router"] == f"127.0.0.1:{user.router_port}"
 
 
 def test_a_service_whose_server_is_gone_or_hangs_does_not_serve_and_hides_no_other(scattered: Any) -> None:
-    scattered.json("mesh", "up")
+    _up(scattered)
     processes = dict(zip(BACKENDS, scattered.processes, strict=True))
     processes["runner"].kill()
     processes["runner"].wait()
@@ -234,7 +245,7 @@ def test_a_service_whose_server_is_gone_or_hangs_does_not_serve_and_hides_no_oth
 
 
 def test_a_service_that_is_gone_keeps_no_other_from_stopping(scattered: Any) -> None:
-    scattered.json("mesh", "up")
+    _up(scattered)
     processes = dict(zip(BACKENDS, scattered.processes, strict=True))
     processes["runner"].kill()
     processes["runner"].wait()

@@ -198,13 +198,14 @@ def test_the_lightweight_store_needs_small_defined_files(tmp_path: Path) -> None
 
 def test_a_file_that_changes_while_it_is_packed_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "log"
-    target.write_bytes(b"x" * (1 << 20))
-    stop = threading.Event()
+    target.write_bytes(b"x" * (64 << 20))  # long enough for the writer to have its turn meanwhile
+    begun, stop = threading.Event(), threading.Event()
 
     def write() -> None:
         with open(target, "ab", buffering=0) as file:
             while not stop.is_set():
-                file.write(b"x" * 4096)
+                file.write(b"x" * 16)
+                begun.set()
 
     def pack() -> None:
         with archive.packed([("log", target)], "v"):
@@ -213,6 +214,7 @@ def test_a_file_that_changes_while_it_is_packed_is_refused(tmp_path: Path) -> No
     writer = threading.Thread(target=write)
     writer.start()
     try:
+        assert begun.wait(60)
         refused("FILE_CHANGED", pack)
     finally:
         stop.set()

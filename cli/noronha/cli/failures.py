@@ -126,9 +126,11 @@ def _unanswered(error: NoronhaError, target: Target) -> str | None:
     why = error.message.rpartition(": ")[2].rstrip(" ]")
     settings = target.settings
     if address == settings.mesh.address:
+        # A mesh on a socket is one process, one over TCP may have servers that live on.
+        others = "" if address.startswith("unix:") else " set it to another server of the mesh,"
         return (
             f"no mesh answers at {address}: {why}; mesh.address, set in {settings.origins['mesh.address']}, says that "
-            "it is there: start one there, or unset it to use one of your own"
+            f"it is there: start one there,{others} or unset it to use one of your own"
         )
     again = "; repeating the command is harmless: run it again" if target.repeatable else ""
     if settings.mesh.address:

@@ -238,7 +238,8 @@ def test_an_address_where_nobody_answers_is_named_with_where_it_was_set(tmp_path
         assert (
             f"no mesh answers at {address}: " in answer.stderr and f"mesh.address, set in {origin}, " in answer.stderr
         )
-        assert "start one there, or unset it" in answer.stderr and "nha mesh status" not in answer.stderr
+        assert "start one there, set it to another server of the mesh, or unset it" in answer.stderr
+        assert "nha mesh status" not in answer.stderr
 
 
 class _Metadata(metadata_pb2_grpc.MetadataServicer):

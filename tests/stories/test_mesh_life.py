@@ -255,6 +255,30 @@ def test_a_service_that_is_gone_keeps_no_other_from_stopping(scattered: Any) -> 
         assert name == "runner" or process.wait(60) == 0, name
 
 
+def test_a_server_that_hangs_is_named_when_all_others_have_stopped(scattered: Any) -> None:
+    """One that is gone is down already and not named; one that hung can be stopped later, at its own address."""
+    _up(scattered)
+    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
+    processes["runner"].kill()
+    processes["runner"].wait()
+    processes["builder"].send_signal(signal.SIGSTOP)
+    try:
+        answer = scattered.run("-s", "mesh", "down", "-o", "json")
+        line = _one_line(answer)
+        assert answer.returncode == 7 and answer.stdout == "", answer
+        address = processes["builder"].args[processes["builder"].args.index("--listen") + 1]
+        assert f"builder at {address} does not answer and may still run; end its process [SERVER_HANGS]" in line
+        assert "runner" not in line
+        for name in ("metadata", "store", "router"):
+            assert processes[name].wait(60) == 0, name
+        again = scattered.run("mesh", "down")
+        assert again.returncode == 7 and "set it to another server of the mesh" in _one_line(again)
+    finally:
+        processes["builder"].send_signal(signal.SIGCONT)
+    scattered.run("mesh", "down", NHA_MESH__ADDRESS=address, check=True)
+    assert processes["builder"].wait(60) == 0
+
+
 def test_a_store_that_is_gone_is_told_while_it_is_waited_for(scattered: Any, tmp_path: Path) -> None:
     scattered.nha("model", "new", "--name", "m")
     (tmp_path / "data.csv").write_text("1")

@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from noronha.client import configuration, mesh
+from noronha.client import configuration, connection, mesh
 from noronha.client.patience import Patience
-from noronha.rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable, Unimplemented
+from noronha.rpc.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    NoronhaError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from noronha.v1 import mesh_pb2
 
 
@@ -157,8 +164,8 @@ def test_a_stopped_mesh_is_gone_although_the_next_answers_in_its_place(tmp_path:
     class Old:
         address = f"unix:{path}"
 
-        def servers(self) -> list[Server]:
-            return [Server()]
+        def servers(self) -> list[connection.Server]:
+            return [connection.Server((), self.address, Server())]  # type: ignore[arg-type]
 
     following: list[socket.socket] = []
     first = listen()
@@ -166,3 +173,41 @@ def test_a_stopped_mesh_is_gone_although_the_next_answers_in_its_place(tmp_path:
         assert mesh.stop_mesh(Old(), timeout=0.5) == [ended.pid]  # type: ignore[arg-type]
     finally:
         following[0].close()
+
+
+def test_a_server_that_hangs_once_it_is_connected_to_keeps_no_other_from_being_asked() -> None:
+    class Server:
+        def __init__(self, answer: NoronhaError | int) -> None:
+            self.answer = answer
+
+        def Shutdown(self, request: object, timeout: float) -> mesh_pb2.ShutdownResponse:
+            asked.append(self)
+            if isinstance(self.answer, NoronhaError):
+                raise self.answer
+            return mesh_pb2.ShutdownResponse(process_id=self.answer)
+
+    asked: list[Server] = []
+    with socket.socket() as hung, socket.socket() as gone:
+        for each in (hung, gone):
+            each.bind(("127.0.0.1", 0))
+        hung.listen()
+        there, nowhere = (f"127.0.0.1:{each.getsockname()[1]}" for each in (hung, gone))
+
+        class Scattered:
+            address = "127.0.0.1:1"
+
+            def servers(self) -> list[connection.Server]:
+                return [
+                    connection.Server(("runner", "router"), there, Server(DeadlineExceeded("late"))),  # type: ignore[arg-type]
+                    connection.Server(("builder",), nowhere, Server(Unavailable("refused"))),  # type: ignore[arg-type]
+                    connection.Server(("store",), there, Server(Unavailable("no settings came"))),  # type: ignore[arg-type]
+                    connection.Server(("metadata",), self.address, Server(7)),  # type: ignore[arg-type]
+                ]
+
+        with pytest.raises(Unavailable) as caught:
+            mesh.stop_mesh(Scattered())  # type: ignore[arg-type]
+    assert len(asked) == 4 and caught.value.reason == "SERVER_HANGS"
+    assert caught.value.message == (
+        f"the other servers are stopped, but runner, router at {there} and store at {there} do not answer and may "
+        "still run; end their processes"
+    )

@@ -33,6 +33,21 @@ def silent(line: str) -> None:
 OVERVIEW_TIMEOUT = 5.0
 """Seconds that each server has to tell how its services stand."""
 
+
+class Server(NamedTuple):
+    """One server of a mesh."""
+
+    services: tuple[str, ...]
+    """The services that are known to be there; none when it is the only server."""
+    address: str
+    """``unix:/path`` or ``host:port``."""
+    mesh: mesh_pb2_grpc.MeshStub
+    """What every server answers."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.services) or 'the mesh'} at {self.address}"
+
+
 class Routing(NamedTuple):
     """Where predictions go."""
 
@@ -156,15 +171,21 @@ class Mesh:
         """Returns where predictions go and whether they are answered there, as the router's own server tells it."""
         return routing_of(self.overview("router"))
 
-    def servers(self) -> list[mesh_pb2_grpc.MeshStub]:
-        """Returns the stub of every server of the mesh, those that others stand on last."""
+    def servers(self) -> list[Server]:
+        """Returns every server of the mesh, those that others stand on last."""
         from noronha.v1 import mesh_pb2_grpc
 
         self._address_of("metadata")
         known = self._elsewhere or {}
         order = ("runner", "router", "builder", "store", "metadata")
-        found = [known[name] for name in order if name in known] or [self.address]
-        return [mesh_pb2_grpc.MeshStub(self._channel(address)) for address in dict.fromkeys(found)]
+        carried: dict[str, list[str]] = {}
+        for name in order:
+            if name in known:
+                carried.setdefault(known[name], []).append(name)
+        return [
+            Server(tuple(names), address, mesh_pb2_grpc.MeshStub(self._channel(address)))
+            for address, names in (carried or {self.address: []}).items()
+        ]
 
     def _address_of(self, service: str) -> str:
         """Returns where a service is; a server that may not carry all is asked once."""

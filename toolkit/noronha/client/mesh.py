@@ -29,6 +29,7 @@ from noronha.rpc.release import own_version
 
 if TYPE_CHECKING:
     from noronha.client.configuration import Configuration
+    from noronha.client.connection import Server
     from noronha.v1 import mesh_pb2
 
 START_TIMEOUT = 60.0
@@ -39,6 +40,9 @@ STOPPED_PATIENCE = 10.0
 
 SETTLE_TIMEOUT = 20.0
 """Seconds that the services have to come up once the mesh answers."""
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds that a server has to answer that it stops, which it does before it does anything about it."""
 
 LEAST_ROOM = 1 << 20
 """Bytes that must be free for a mesh to start: 1 MiB."""
@@ -279,25 +283,34 @@ def _start_error(text: str, folder: Path) -> NoronhaError:
 def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) -> list[int]:
     """Stops every server of a mesh and waits until an embedded one is gone; returns the process ids they had.
 
-    Tasks go on unless ``stop_tasks``. A server that does not answer keeps the others from nothing: it is down already.
-    Raises Unavailable when none answers, or when one does not that may have left tasks or the proxy running and
-    ``stop_tasks`` asks for their end; DeadlineExceeded ``MESH_SLOW`` when an embedded mesh is still there after
-    ``timeout`` seconds.
+    Tasks go on unless ``stop_tasks``. All servers are asked, whatever becomes of the others; one where nobody listens
+    is down already. Raises Unavailable ``SERVER_HANGS``, with all others stopped, when one does not answer within 10 s,
+    with ``stop_tasks`` within ``timeout`` seconds; Unavailable when nobody listens anywhere, or when one is down that
+    may have left tasks or the proxy running and ``stop_tasks`` asks for their end; DeadlineExceeded ``MESH_SLOW`` when
+    an embedded mesh is still there after ``timeout`` seconds.
     """
     from noronha.v1 import mesh_pb2
 
     path = Path(mesh.address.removeprefix("unix:")) if mesh.address.startswith("unix:") else None
     socket_file = _identity(path)
     stopped = []
-    unanswered: Unavailable | None = None
+    hanging: list[Server] = []
+    down: Unavailable | None = None
+    # With the tasks a server answers only when they have ended.
+    patience = timeout if stop_tasks else min(timeout, ANSWER_TIMEOUT)
     for server in mesh.servers():
         request = mesh_pb2.ShutdownRequest(stop_tasks=stop_tasks)
         try:
-            stopped.append(server.Shutdown(request, timeout=timeout).process_id)
-        except Unavailable as error:
-            unanswered = unanswered or error
-    if unanswered is not None and (stop_tasks or not stopped):
-        raise unanswered
+            stopped.append(server.mesh.Shutdown(request, timeout=patience).process_id)
+        except (Unavailable, DeadlineExceeded) as error:
+            if isinstance(error, Unavailable) and _is_down(server.address):
+                down = down or error
+            else:
+                hanging.append(server)
+    if hanging:
+        raise _hanging(hanging, others=bool(stopped))
+    if down is not None and (stop_tasks or not stopped):
+        raise down
     if path is None:
         return stopped
     deadline = time.monotonic() + timeout
@@ -309,6 +322,35 @@ def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) ->
             )
         time.sleep(0.01)
     return stopped
+
+
+def _is_down(address: str) -> bool:
+    """Says whether nobody listens at an address; who listens and does not answer, or cannot be reached, may run."""
+    try:
+        if address.startswith("unix:"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(2)
+                probe.connect(address.removeprefix("unix:"))
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def _hanging(servers: list[Server], *, others: bool) -> Unavailable:
+    told = " and ".join(map(str, servers))
+    several = len(servers) > 1
+    what = "do not answer and may still run; end their processes" if several else (
+        "does not answer and may still run; end its process"
+    )
+    return Unavailable(
+        f"{'the other servers are stopped, but ' if others else ''}{told} {what}",
+        reason="SERVER_HANGS", addresses=" ".join(each.address for each in servers),
+    )  # fmt: skip
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from noronha.client.packing import is_required, max_mb_of
 from noronha.client.references import last_id, to_key
-from noronha.client.words import in_words, is_lightweight, origin_word, state_word
+from noronha.client.words import in_words, is_lightweight, is_quotation, origin_word, state_word
+from noronha.rpc.errors import from_status
 
 Document = dict[str, Any]
 
@@ -55,6 +56,15 @@ def _said(sentence: str, message: Any) -> str:
     return in_words(sentence, {"/".join(message.name.split("/")[:2])}).text
 
 
+def _error(status: Any, message: Any, reason: str = "") -> str:
+    """Returns the error that a record keeps, in the words of people unless it quotes them."""
+    if not status.message:
+        return ""
+    if is_quotation(reason or from_status(status).reason):
+        return str(status.message)
+    return _said(status.message, message)
+
+
 def _details(details_json: str, params_json: str) -> Any:
     details = _object(details_json)
     params = _object(params_json)
@@ -82,7 +92,7 @@ def _task(record: Any) -> Document:
         "start_time": _time(status, "start_time"),
         "update_time": _time(status, "update_time"),
         "end_time": _time(status, "end_time"),
-        "error": _said(status.error.message, record),
+        "error": _error(status.error, record, status.reason),
         "reason": status.reason,
     }
     if status.HasField("exit_code"):
@@ -268,11 +278,11 @@ def deployment(message: Any) -> Document:
                 "revision": each.revision,
                 "replicas": each.desired_replicas,
                 "ready": each.ready_replicas,
-                "error": _said(each.error.message, message),
+                "error": _error(each.error, message),
             }
             for each in status.revisions
         ],
-        "error": _said(status.error.message, message),
+        "error": _error(status.error, message, status.reason),
         "reason": status.reason,
         "env_vars": dict(spec.environment),
         "mounts": _mounts(spec.mounts),
@@ -291,6 +301,6 @@ def replica(message: Any) -> Document:
         "state": message.State.Name(message.state),
         "endpoint": f"{message.host}:{message.port}" if message.port else "",
         "restarts": message.restarts,
-        "error": _said(message.error.message, message),
+        "error": _error(message.error, message),
         "created": _time(message, "create_time"),
     }

@@ -12,6 +12,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from noronha.rpc.errors import InvalidArgument, NoronhaError
@@ -44,19 +45,48 @@ def _storage(value: Any) -> Any:
     return "STORAGE_CLASS_LIGHTWEIGHT" if value else {"$ne": "STORAGE_CLASS_LIGHTWEIGHT"}
 
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(Z|[+-]\d\d:\d\d)?)?")
 
 
 def _time(value: Any) -> Any:
-    """Returns a time with microseconds, as the mesh sorts it, for one with fewer digits; anything else as it is."""
+    """Returns a time as the mesh sorts it: in UTC, with microseconds. One without a zone is this machine's, as shown.
+
+    Raises InvalidArgument ``BAD_FILTER`` for a text that is no time.
+    """
+    if not isinstance(value, str):
+        return value
+    found = _TIME.fullmatch(value)
+    try:
+        if found is None:
+            raise ValueError(value)
+        day, clock, fraction, zone = found.groups()
+        zone = "+00:00" if zone == "Z" else zone or ""
+        time = datetime.fromisoformat(f"{day}T{clock or '00:00:00'}.{fraction or '':0<6}{zone}")
+        return f"{time.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    except (ValueError, OverflowError):
+        why = f"compares with {value[:64]!r}, which is no time; write it as in 2026-11-23T07:17:00Z"
+        raise InvalidArgument(f"filter {why}", reason="BAD_FILTER", violations=[("filter", why)]) from None
+
+
+def _whole_second(value: Any) -> Any:
+    """Returns the test for a time as the command prints it, without a fraction: some moment of that second."""
     found = _TIME.fullmatch(value) if isinstance(value, str) else None
-    return f"{found[1]}.{found[2] or '':0<6}Z" if found else value
+    if found is None or found[2] is None or found[3] is not None:
+        return _time(value)
+    begin = _time(value)
+    return {"$gte": begin, "$lte": f"{begin[:-len('000000Z')]}999999Z"}
+
+
+def _percent(value: Any) -> Any:
+    """Returns a number from 0 to 1 for a share as it is shown, in whole hundredths."""
+    found = re.fullmatch(r"(\d{1,3})%", value) if isinstance(value, str) else None
+    return int(found[1]) / 100 if found else value
 
 
 def _share(value: Any) -> Any:
-    """Returns the test for a share as it is shown, in whole hundredths; a number from 0 to 1 is handed on."""
-    found = re.fullmatch(r"(\d{1,3})%", value) if isinstance(value, str) else None
-    return {"$gte": (int(found[1]) - 0.5) / 100, "$lte": (int(found[1]) + 0.5) / 100} if found else value
+    """Returns the test for a share as it is shown: whatever is rounded to it."""
+    share = _percent(value)
+    return value if share is value else {"$gte": share - 0.005, "$lte": share + 0.005}
 
 
 def _full(kind: str) -> Callable[[Any], Any]:
@@ -80,12 +110,15 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "origin": _origin,
     "storage": _storage,
     "time": _time,
-    "share": _share,
+    "share": _percent,
     **{
         kind: _full(kind)
         for kind in ("project", "model", "build", "dataset", "model_version", "training", "deployment")
     },
 }
+
+ROUNDED: dict[str, Callable[[Any], Any]] = {"time": _whole_second, "share": _share}
+"""Rules for plain values of what is shown with less than is kept: they become a range."""
 
 ON_WHOLES = frozenset({"$exists", "$size", "$elemMatch"})
 """Operators that compare with no value."""
@@ -308,9 +341,7 @@ def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
     """Returns the mesh's error in the words of the command: for a path that leads nowhere with the nearest field that
     people know, for a word that an enumeration does not have with those that are shown."""
     path = error.metadata.get("field", "")
-    # A field inside is no misspelling of what it is in.
-    alike = [name for name in FIELDS[kind] if name.count(".") == path.count(".")]
-    near = difflib.get_close_matches(path, alike, n=1, cutoff=0.7) if path else []
+    near = _near(kind, path)
     known = error.metadata.get("values", "")
     if error.reason != "BAD_FILTER" or not (known or near):
         return error
@@ -324,6 +355,18 @@ def with_hint(kind: str, error: InvalidArgument) -> InvalidArgument:
         violations=error.violations,
         **error.metadata,
     )
+
+
+def _near(kind: str, path: str) -> list[str]:
+    """Returns the field that people know which a path most likely means, if there is one."""
+    last = path.rpartition(".")[2]
+    # What the command shows under another field; ``status`` is 1.6's word for ``task``.
+    elsewhere = [name for name in FIELDS[kind] if name.endswith(f".{last}") and not name.startswith("status.")]
+    if not path or elsewhere:
+        return elsewhere[:1] if path else []
+    # A field inside is no misspelling of what it is in.
+    alike = [name for name in FIELDS[kind] if name.count(".") == path.count(".")]
+    return difflib.get_close_matches(path, alike, n=1, cutoff=0.7)
 
 
 def _shown(kind: str, value: str) -> str:
@@ -369,6 +412,8 @@ def _field(kind: str, path: str, value: Any) -> Test:
             f"filter {why}; filter a field in it, such as {inside!r}",
             reason="BAD_FILTER", violations=[("filter", why)], field=path,
         )  # fmt: skip
+    if field.value in ROUNDED and not isinstance(value, dict | list):
+        return {field.path: ROUNDED[field.value](value)}
     if field.value in RULES:
         return {field.path: _each(value, RULES[field.value])}
     return _by_name(kind, field, value)

@@ -117,7 +117,7 @@ def to_json(value: Any, pretty: bool = False) -> str:
 
 def _stamp(value: Any) -> str:
     if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return value.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     raise TypeError(f"{type(value).__name__} has no JSON")
 
 

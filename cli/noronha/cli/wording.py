@@ -60,6 +60,8 @@ _SEGMENT = re.compile(r"(?P<field>\w+)(?:\[(?P<place>[^\]]*)\])?")
 def in_words(error: NoronhaError) -> str:
     """Returns an error's line as its reader would say it, with the next step where the error knows none."""
     text = error.message
+    if words.is_quotation(error.reason):
+        return text
     if isinstance(error, InvalidArgument) and error.reason != "BAD_SETTING":  # settings keep their keys
         for field, _ in error.violations:
             place = re.search(rf"(?<![\w./]){re.escape(field)}(?!\w)", text)

@@ -17,8 +17,9 @@ import grpc
 import pytest
 import yaml
 
-from noronha.cli import background, documents, failures, main, output, publishing, reference
+from noronha.cli import background, documents, failures, main, output, publishing, reference, wording
 from noronha.cli.target import Target
+from noronha.rpc.errors import Unknown, to_status
 from noronha.v1 import mesh_pb2, mesh_pb2_grpc, metadata_pb2_grpc, project_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -406,6 +407,22 @@ def test_sentences_that_records_keep_name_things_as_people_do() -> None:
     assert documents.replica(replica)["error"] == words
 
 
+def test_what_a_cell_raised_stays_as_it_was_raised() -> None:
+    from noronha.v1 import deployment_pb2, training_pb2
+
+    said = "Cell 1 raised ValueError: projects/p/trainings/t and 'models/bert/versions/3' are bad"
+    error = Unknown(said, reason="CELL_RAISED")
+    training = training_pb2.Training(name="projects/p/trainings/t")
+    training.status.reason, training.status.error.message = "CELL_RAISED", said
+    assert documents.of(training)["task"]["error"] == wording.in_words(error) == said
+    deployment = deployment_pb2.Deployment(name="projects/p/deployments/d")
+    deployment.status.revisions.add(revision=1).error.CopyFrom(to_status(error))
+    assert documents.of(deployment)["revisions"][0]["error"] == said
+    quoted = "projects/p/deployments/d did not take t up everywhere: r1: no file 'models/bert/versions/3'"
+    training.warnings.append(quoted)
+    assert documents.of(training)["warnings"] == [quoted.replace("projects/p/deployments/d", "deployment p:d")]
+
+
 def test_a_version_shows_what_its_training_and_dataset_were_when_it_was_made() -> None:
     """Whose names may have been used again since."""
     from noronha.v1 import dataset_pb2, model_version_pb2, training_pb2
@@ -426,9 +443,9 @@ def test_a_version_shows_what_its_training_and_dataset_were_when_it_was_made() -
     assert (document["train"], document["ds"]) == ("p:t", "m:d@3")
     assert document["train_snapshot"] == {
         "notebook": "notebooks/train.ipynb", "bvers": "p:latest@2", "params": {"gamma": 0.1, "none": ""},
-        "details": {"note": ""}, "ds": ["m:d@3"], "start_time": "2023-11-14T22:13:20.000Z", "end_time": None,
+        "details": {"note": ""}, "ds": ["m:d@3"], "start_time": "2023-11-14T22:13:20.000000Z", "end_time": None,
     }  # fmt: skip
-    assert document["ds_snapshot"] == {"revision": 3, "details": {"rows": 150}, "created": "2020-09-13T12:26:40.000Z"}
+    assert document["ds_snapshot"] == {"revision": 3, "details": {"rows": 150}, "created": "2020-09-13T12:26:40.000000Z"}
     text = yaml.safe_load(output.to_text(documents.of(record)))
     assert text["train_snapshot"]["params"] == {"gamma": 0.1, "none": ""}
     assert text["train_snapshot"]["details"] == {"note": ""} and "end_time" not in text["train_snapshot"]

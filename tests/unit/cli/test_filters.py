@@ -52,6 +52,12 @@ from noronha.rpc.errors import InvalidArgument
          {"$or": [{"name": {"$regex": "/a$"}}, {"status.state": "FAILED"}]}),
         ("dataset", {"name": "d", "model": "m"},
          {"$and": [{"name": {"$regex": "/d$"}}, {"name": {"$regex": "^models/m/"}}]}),
+        ("model", {"created": {"$gt": "2026-11-23T07:17:00Z"}}, {"create_time": {"$gt": "2026-11-23T07:17:00.000000Z"}}),
+        ("model", {"created": "2026-11-23 07:17:00+02:00"},
+         {"create_time": {"$gte": "2026-11-23T05:17:00.000000Z", "$lte": "2026-11-23T05:17:00.999999Z"}}),
+        ("model", {"created": "2026-11-23T07:17:00.25Z"}, {"create_time": "2026-11-23T07:17:00.250000Z"}),
+        ("deployment", {"availability": "29%"}, {"status.availability": {"$gte": 0.285, "$lte": 0.295}}),
+        ("deployment", {"availability": {"$gt": "50%"}}, {"status.availability": {"$gt": 0.5}}),
         ("dataset", {"status.anything": 1}, {"status.anything": 1}),
         ("dataset", {"$where": "x"}, {"$where": "x"}),
     ],
@@ -97,7 +103,7 @@ def test_an_operator_that_names_do_not_take_is_refused() -> None:
         filters.rewrite("model_version", {"name": {"$gt": "a"}})
 
 
-WHEN = {"create_time": "2026-11-23T07:17:00.250Z", "update_time": "2026-11-23T08:00:00Z"}
+WHEN = {"create_time": "2026-11-23T07:17:00.250123Z", "update_time": "2026-11-23T08:00:00Z"}
 STATUS = {
     "state": "SUCCEEDED", "progress": 0.5, "start_time": "2026-11-23T07:17:01Z", "update_time": "2026-11-23T07:18:00.5Z",
     "end_time": "2026-11-23T07:19:00Z", "error": {"message": "it broke"}, "reason": "BROKE", "exit_code": 3,
@@ -163,7 +169,7 @@ def test_everything_that_is_shown_can_be_filtered_or_says_why_not(kind: str) -> 
     record = json_format.ParseDict(FULL[kind], message())
     shown = json.loads(output.to_json(documents.of(record)))
     values = {**shown, **{f"task.{key}": value for key, value in shown.get("task", {}).items()}}
-    values |= dict.fromkeys({"created", "modified"} - shown.keys(), "2026-11-23T07:17:00.250Z")
+    values |= dict.fromkeys({"created", "modified"} - shown.keys(), "2026-11-23T07:17:00.250123Z")
 
     def takes(test: Any, path: str) -> bool:
         return matcher(parse(filters.combine(kind, json.dumps({path: test})), message))(seen.of(record))
@@ -203,3 +209,24 @@ def test_a_word_that_is_never_shown_is_refused_with_those_that_are(kind: str, qu
     error = filters.with_hint(kind, caught.value)
     assert known in error.message and error.reason == "BAD_FILTER"
     assert error.violations == caught.value.violations and error.metadata == caught.value.metadata
+
+
+@pytest.mark.parametrize("value", ["2026", "yesterday", "2026-13-01", "2026-11-23T25:00:00Z", "", "9999-12-31 23:59:59-23:59"])
+def test_what_is_no_time_is_refused(value: str) -> None:
+    for test in (value, {"$gt": value}, {"$in": [value]}):
+        with pytest.raises(InvalidArgument, match="which is no time") as caught:
+            filters.rewrite("training", {"task.end_time": test})
+        assert caught.value.reason == "BAD_FILTER"
+
+
+def test_a_time_as_it_is_printed_finds_what_it_was_printed_of() -> None:
+    record = json_format.ParseDict(FULL["model"], kinds.MESSAGES["model"]())
+    printed = output.to_text(documents.of(record)).partition("created: ")[2].splitlines()[0].strip("'")
+    tree = parse(filters.combine("model", json.dumps({"created": printed})), kinds.MESSAGES["model"])
+    assert matcher(tree)(seen.of(record)), printed
+
+
+def test_a_field_that_is_inside_another_one_is_named() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse(filters.combine("training", '{"state": "FAILED"}'), kinds.MESSAGES["training"])
+    assert "did you mean 'task.state'?" in filters.with_hint("training", caught.value).message

@@ -36,14 +36,16 @@ def in_words(sentence: str, known: Collection[str] = ()) -> Worded:
     """Returns a sentence of the mesh, of an error, a record or a log, with names as people write them: ``training p:t``
     for ``projects/p/trainings/t``.
 
-    ``known`` are full names that it may speak of. Of names of two words only these are told from a file's path.
+    ``known`` are full names that it may speak of. Of names of two words, and of what stands in quotes, only these are
+    told from a file's path. What a notebook's own code said is not to be given here: see ``is_quotation``.
     """
     found: list[names.Name] = []
 
     def worded(match: re.Match[str]) -> str:
         name = _parsed(match[0])
-        # Two words with a slash between them may as well be a file of the user's; longer names are unmistakable.
-        if name is None or (len(name.ids) == 1 and match[0] not in known):
+        # Two words with a slash between them may as well be a file of the user's, and what stands in quotes is theirs.
+        quoted = sentence[: match.start()].endswith(("'", '"'))
+        if name is None or ((quoted or len(name.ids) == 1) and match[0] not in known):
             return match[0]
         found.append(name)
         kind = name.kind.replace("_", " ")
@@ -51,6 +53,11 @@ def in_words(sentence: str, known: Collection[str] = ()) -> Worded:
         return to_key(match[0]) if said else f"{kind} {to_key(match[0])}"
 
     return Worded(_NAME.sub(worded, sentence), found)
+
+
+def is_quotation(reason: str) -> bool:
+    """Says whether an error with this reason tells what a user's own code said, which stays as it was said."""
+    return reason == "CELL_RAISED"
 
 
 def named_by(error: NoronhaError) -> set[str]:

@@ -98,7 +98,7 @@ class Task:
 
     def _work(self, early: NotebookFailure | None) -> int:
         from noronha.client.connection import Mesh, read_token
-        from noronha.client.words import in_words
+        from noronha.client.words import in_words, is_quotation
         from noronha.rpc.errors import NoronhaError
         from noronha.tools.delivery import Delivery
         from noronha.tools.reporting import Reporter, insist, report_outcome
@@ -126,7 +126,7 @@ class Task:
             logger.exception("the task failed")
             result = Result(FAILED, "TASK_ERROR", f"The task itself failed: {type(defect).__name__}: {defect}")
         result = self._judged(assignment, result)
-        if not result.succeeded and result.reason != "CELL_RAISED":
+        if not result.succeeded and not is_quotation(result.reason):
             live.add(f"{result.reason}: {in_words(result.message).text}\n")
         live.close()
         reporter.close()

@@ -150,7 +150,7 @@ class Admission:
             raise _bad(field, "must name the build to run in", "BUILD_MISSING")
         parsed = names.parse(name, "build", field=field)
         if names.parent_of(parsed) != project.name:
-            raise _bad(field, f"{name!r} belongs to another project than {project.name}", "WRONG_PROJECT")
+            raise _bad(field, f"{name} belongs to another project than {project.name}", "WRONG_PROJECT")
         try:
             build: build_pb2.Build = await self._peers.metadata.GetBuild(metadata_pb2.GetBuildRequest(name=name))
         except NotFound as error:

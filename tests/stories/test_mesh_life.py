@@ -202,6 +202,15 @@ def _up(user: Any) -> Any:
     return user.eventually("every service serves", serving)
 
 
+def _up_without_runner(scattered: Any) -> dict[str, subprocess.Popen[bytes]]:
+    """Starts a mesh of five, kills Runner and returns the processes by their services."""
+    _up(scattered)
+    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
+    processes["runner"].kill()
+    processes["runner"].wait()
+    return processes
+
+
 def test_every_service_tells_its_backend_and_health_in_either_layout(newcomer: Any, scattered: Any) -> None:
     for user in (newcomer, scattered):
         status = _up(user)
@@ -215,10 +224,7 @@ def test_every_service_tells_its_backend_and_health_in_either_layout(newcomer: A
 
 
 def test_a_service_whose_server_is_gone_or_hangs_does_not_serve_and_hides_no_other(scattered: Any) -> None:
-    _up(scattered)
-    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
-    processes["runner"].kill()
-    processes["runner"].wait()
+    processes = _up_without_runner(scattered)
     processes["router"].send_signal(signal.SIGSTOP)
     try:
         status = scattered.json("mesh", "status")
@@ -245,10 +251,7 @@ def test_a_service_whose_server_is_gone_or_hangs_does_not_serve_and_hides_no_oth
 
 
 def test_a_service_that_is_gone_keeps_no_other_from_stopping(scattered: Any) -> None:
-    _up(scattered)
-    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
-    processes["runner"].kill()
-    processes["runner"].wait()
+    processes = _up_without_runner(scattered)
     line = scattered.refused("mesh", "down", "--stop-tasks")
     assert "does not answer" in line, "whether tasks run on, nobody can tell"
     for name, process in processes.items():
@@ -257,10 +260,7 @@ def test_a_service_that_is_gone_keeps_no_other_from_stopping(scattered: Any) -> 
 
 def test_a_server_that_hangs_is_named_when_all_others_have_stopped(scattered: Any) -> None:
     """One that is gone is down already and not named; one that hung can be stopped later, at its own address."""
-    _up(scattered)
-    processes = dict(zip(BACKENDS, scattered.processes, strict=True))
-    processes["runner"].kill()
-    processes["runner"].wait()
+    processes = _up_without_runner(scattered)
     processes["builder"].send_signal(signal.SIGSTOP)
     try:
         answer = scattered.run("-s", "mesh", "down", "-o", "json")

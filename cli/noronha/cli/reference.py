@@ -16,8 +16,8 @@ HEAD = """\
 The `nha` command (also `noronha`), for people and scripts at a terminal: it parses, calls `noronha.client`, and shows.
 
 - `main.py` holds the global options, `failures.py` the one place for errors, `wording.py` their words; `subjects/` has
-  one file for each subject, loaded when used; `output.py` and `documents.py` say how records look; `filters.py` holds
-  the table that turns the field paths of Noronha 1.6 in `--filter` into the contract's.
+  one file for each subject, loaded when used; `output.py` and `documents.py` say how records look; `filters.py` turns
+  a `--filter` into the contract's by the table of fields in `filter_fields.py`.
 - Results go to standard output, everything said on the way to standard error. The text is the same on a terminal and in
   a pipe; machines use `-o json|yaml|table|name`, before the subject or after the command. With it, the log of work that
   is shown live goes to standard error as well, and of work that failed the record is still shown before the error.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from noronha.cli import documents, filters, output
+from noronha.cli import documents, filter_fields, filters, output
 from noronha.metadata import documents as seen
 from noronha.metadata import kinds
 from noronha.metadata.filters import matcher, parse
@@ -67,8 +67,8 @@ def test_the_table(kind: str, given: dict[str, Any], wanted: dict[str, Any]) -> 
 
 
 def test_every_path_of_the_table_leads_somewhere() -> None:
-    for kind, fields in filters.FIELDS.items():
-        places = [field.path for field in fields.values()] + list(filters.PREFIXES.get(kind, {}).values())
+    for kind, fields in filter_fields.FIELDS.items():
+        places = [field.path for field in fields.values()] + list(filter_fields.PREFIXES.get(kind, {}).values())
         for path in places:
             parse(json.dumps({path: {"$exists": True}}), kinds.MESSAGES[kind])
 
@@ -191,7 +191,7 @@ def test_everything_that_is_shown_can_be_filtered_or_says_why_not(kind: str) -> 
 
 def test_the_documents_list_every_field() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
-    table = filters.names_table()
+    table = filter_fields.names_table()
     assert table in text, f"docs/filters.md has another table than this one:\n{table}"
 
 

@@ -127,15 +127,7 @@ def _is_being_started(folder: Path) -> bool:
 def answers(path: Path) -> bool:
     """Says whether a server listens on the socket. Raises FailedPrecondition ``SOCKET_PATH_TOO_LONG``."""
     check_socket_path(path)
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.settimeout(2)
-    try:
-        probe.connect(str(path))
-    except OSError:
-        return False
-    finally:
-        probe.close()
-    return True
+    return _refusal(f"unix:{path}") is None
 
 
 def start_mesh(
@@ -324,8 +316,8 @@ def stop_mesh(mesh: Mesh, *, stop_tasks: bool = False, timeout: float = 60.0) ->
     return stopped
 
 
-def _is_down(address: str) -> bool:
-    """Says whether nobody listens at an address; who listens and does not answer, or cannot be reached, may run."""
+def _refusal(address: str) -> Exception | None:
+    """Returns why no connection to an address can be made, None when one can."""
     try:
         if address.startswith("unix:"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -334,11 +326,14 @@ def _is_down(address: str) -> bool:
         else:
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-    except (ConnectionRefusedError, FileNotFoundError):
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
+    except (OSError, ValueError) as error:  # or it is no address
+        return error
+    return None
+
+
+def _is_down(address: str) -> bool:
+    """Says whether nobody listens at an address; who listens and does not answer, or cannot be reached, may run."""
+    return isinstance(_refusal(address), ConnectionRefusedError | FileNotFoundError)
 
 
 def _hanging(servers: list[Server], *, others: bool) -> Unavailable:

@@ -51,6 +51,7 @@ MAX_WAIT = 300.0
 SETTLE = 0.1
 """Seconds between Envoy's acknowledgement and the moment its worker threads have all taken the change over."""
 
+
 class RouterServicer(router_pb2_grpc.RouterServicer):
     """Answers for the proxies that follow this Router."""
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from noronha.rpc.disk import is_full
 from noronha.rpc.errors import (
     Aborted,
     DataLoss,
@@ -394,7 +395,7 @@ def _typed(path: Path) -> Iterator[None]:
 
 def _error(path: Path, error: OSError) -> NoronhaError:
     why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(error):
         return ResourceExhausted(
             f"no space left for {path}: {why}; free some, or set store.backend to another disk",
             reason="NO_SPACE", path=path,
